@@ -1,0 +1,36 @@
+//! An async virtio-gpu device (virtio 1.4, device id 16) on tokio-uring, to be embedded in Rust VMMs. It lays host
+//! buffers, memfds and dma-bufs, live into the guest's host-visible memory, or answers an exact error.
+//!
+//! # Three nouns
+//! - A [`Builder`] states what a device is made of: [`Limits`], a window, host sockets, a renderer. It gives a
+//!   [`Device`], the VMM's handle, and runs its task on a thread of its own ([`Builder::spawn`]) or hands it over for a
+//!   tokio-uring runtime that the VMM has ([`Builder::build`], [`DeviceTask::run`]).
+//! - A window ([`HostWindow`], or any [`SharedMemory`]) is shared-memory region 1: the guest maps blobs into it.
+//! - A [`HostBuffer`] is what a blob of host memory is made of: one descriptor, and what the kernel says it is.
+//!
+//! # From kick to interrupt
+//! ```text
+//! kick ─▶ queue ─▶ protocol ─▶ pipeline ─▶ commands ─▶ resource / cross_domain / renderer
+//!           ▲                     │  ▲                      └─▶ window / buffer ─▶ sys
+//!           └── used + irq ◀──────┘  └── answered at once, or an awaited future comes back
+//! ```
+//! One task owns all state of a device; nothing is locked, and nothing is borrowed across an await. A scoreboard lets a
+//! command start when no earlier one claims the same resource, mapping or context, so that a slow one holds up nobody
+//! else. What may sleep in the kernel (taking back large mappings, populating them, the last close of a large file) goes
+//! to io_uring's own workers; a renderer has a thread of its own. Imports point down the picture only, and a test says so.
+//!
+//! # Embedding
+//! The README has a whole VMM's glue, which is compiled with the documentation's tests. The seams that a VMM implements,
+//! [`Interrupt`] and where it wants to [`SharedMemory`], stand in one file.
+//!
+//! # Features
+//! `cli` (default) builds the command line program. `testing` is the fake guest that the crate's own tests drive it with,
+//! `sources` makes host buffers of every kind to try it with. An embedder needs none of them.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
+
+mod observe;
+
+pub use observe::Snapshot;
+
