@@ -31,6 +31,9 @@
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
 
 mod observe;
+pub mod protocol;
 
 pub use observe::Snapshot;
+pub use protocol::cross_domain::ChannelType;
+pub use protocol::features::FeatureError;
 

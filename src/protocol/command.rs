@@ -1,0 +1,82 @@
+//! A request as the device understands it, after its bytes have been checked.
+//! One variant a command; anything the device does not serve is refused while decoding.
+
+use super::features;
+use super::wire::{CapsetInfo, DisplayOne, Header, MAX_SCANOUTS, MapInfo, MemEntry, command_type as kind};
+
+/// A decoded request.
+#[derive(Debug)]
+pub(crate) enum Command {
+    GetDisplayInfo,
+    GetCapsetInfo { index: u32 },
+    GetCapset { id: u32, version: u32 },
+    Unref { resource: u32 },
+    AttachBacking { resource: u32, entries: Vec<MemEntry> },
+    DetachBacking { resource: u32 },
+    CreateBlob(CreateBlob),
+    MapBlob(MapBlob),
+    UnmapBlob { resource: u32 },
+    CtxCreate { capset: u32, name: String },
+    CtxDestroy,
+    CtxAttach { resource: u32 },
+    CtxDetach { resource: u32 },
+    Submit { stream: Vec<u8> },
+    SetScanout { scanout: u32, resource: u32 },
+    Cursor(CursorMove),
+}
+
+/// `RESOURCE_CREATE_BLOB`, its values as the guest gave them.
+#[derive(Debug)]
+pub(crate) struct CreateBlob {
+    pub(crate) resource: u32,
+    pub(crate) memory: u32,
+    pub(crate) flags: u32,
+    pub(crate) blob_id: u64,
+    pub(crate) size: u64,
+    pub(crate) entries: Vec<MemEntry>,
+}
+
+/// `RESOURCE_MAP_BLOB`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MapBlob {
+    pub(crate) resource: u32,
+    pub(crate) offset: u64,
+}
+
+/// `UPDATE_CURSOR` (with an image's resource id, 0 to hide) or `MOVE_CURSOR`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CursorMove {
+    pub(crate) scanout: u32,
+    pub(crate) image: Option<u32>,
+}
+
+/// The feature that a driver must have acknowledged before it may send a request of this type; 0 for none.
+pub(crate) fn needed_feature(request: u32) -> u64 {
+    match request {
+        kind::RESOURCE_CREATE_BLOB | kind::SET_SCANOUT_BLOB | kind::RESOURCE_MAP_BLOB | kind::RESOURCE_UNMAP_BLOB => {
+            features::RESOURCE_BLOB
+        }
+        kind::CTX_CREATE
+        | kind::CTX_DESTROY
+        | kind::CTX_ATTACH_RESOURCE
+        | kind::CTX_DETACH_RESOURCE
+        | kind::RESOURCE_CREATE_3D
+        | kind::TRANSFER_TO_HOST_3D
+        | kind::TRANSFER_FROM_HOST_3D
+        | kind::SUBMIT_3D
+        | kind::GET_CAPSET_INFO
+        | kind::GET_CAPSET => features::VIRGL,
+        _ => 0,
+    }
+}
+
+/// Bytes that the largest successful response to a request of this type takes, beside a capability set's own.
+pub(crate) fn response_len(request: u32) -> usize {
+    let payload = match request {
+        kind::GET_DISPLAY_INFO => MAX_SCANOUTS * size_of::<DisplayOne>(),
+        kind::GET_CAPSET_INFO => size_of::<CapsetInfo>(),
+        kind::RESOURCE_MAP_BLOB => size_of::<MapInfo>(),
+        _ => 0,
+    };
+    size_of::<Header>() + payload
+}

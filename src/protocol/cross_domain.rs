@@ -1,0 +1,306 @@
+//! Bytes of the cross-domain context type: the stream that a guest submits and the messages in its channel ring.
+//! The layouts are those of `virtgpu_cross_domain_protocol.h`, in the dialects of rutabaga_gfx and of libkrun.
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::wire::wire;
+
+/// Most identifiers (and so file descriptors) of one message.
+pub const MAX_IDENTIFIERS: usize = 28;
+/// A ring blob is at least this long, in bytes.
+pub const MIN_RING_LEN: u64 = 4096;
+
+/// Commands of the stream.
+#[allow(missing_docs, reason = "the protocol's own names say it all")]
+pub mod command {
+    pub const INIT: u8 = 1;
+    pub const POLL: u8 = 3;
+    pub const SEND: u8 = 4;
+    pub const RECEIVE: u8 = 5;
+}
+
+/// Types of identifiers.
+#[allow(missing_docs, reason = "the protocol's own names say it all")]
+pub mod id_type {
+    /// What a descriptor that cannot be forwarded is announced as; its id is 0.
+    pub const UNSUPPORTED: u32 = 0;
+    pub const VIRTGPU_BLOB: u32 = 1;
+}
+
+/// Which host service a channel talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelType(pub u32);
+
+impl ChannelType {
+    /// No channel: a context that only asks questions.
+    pub const NONE: Self = Self(0);
+    /// A Wayland compositor.
+    pub const WAYLAND: Self = Self(1);
+    /// A camera service.
+    pub const CAMERA: Self = Self(2);
+    /// A PipeWire daemon.
+    pub const PIPEWIRE: Self = Self(0x10);
+    /// An X11 server.
+    pub const X11: Self = Self(0x11);
+}
+
+wire! {
+    /// `struct CrossDomainCapabilities`, the capability set's data.
+    16 Capabilities {
+        /// 1.
+        version: U32,
+        /// Bit n: channel type n is offered.
+        supported_channels: U32,
+        /// 1 where dma-bufs are forwarded.
+        supports_dmabuf: U32,
+        /// 0: no external GPU memory.
+        supports_external_gpu_memory: U32,
+    }
+    /// `struct CrossDomainHeader`.
+    8 StreamHeader {
+        /// One of [`command`].
+        cmd: u8,
+        /// The ring that the answer belongs to.
+        ring_idx: u8,
+        /// Length of this command with its header, in bytes.
+        cmd_size: U16,
+        /// Unused.
+        padding: U32,
+    }
+    /// `struct CrossDomainInit` of rutabaga_gfx's first version; longer ones only add fields.
+    20 Init {
+        /// Header.
+        header: StreamHeader,
+        /// Resource that answers to queries are written to.
+        query_ring: U32,
+        /// Resource that messages of the channel are written to.
+        channel_ring: U32,
+        /// See [`ChannelType`].
+        channel_type: U32,
+    }
+    /// The oldest `struct CrossDomainInit`: one ring for both.
+    16 InitLegacy {
+        /// Header.
+        header: StreamHeader,
+        /// The one ring.
+        ring: U32,
+        /// See [`ChannelType`].
+        channel_type: U32,
+    }
+    /// `struct CrossDomainSendReceive`; `opaque_data_size` bytes follow.
+    352 SendReceive {
+        /// Header.
+        header: StreamHeader,
+        /// How many of the identifiers are used.
+        num_identifiers: U32,
+        /// Length of the data that follows, in bytes.
+        opaque_data_size: U32,
+        /// Ids.
+        identifiers: [U32; MAX_IDENTIFIERS],
+        /// Types, see [`id_type`].
+        identifier_types: [U32; MAX_IDENTIFIERS],
+        /// Sizes in bytes.
+        identifier_sizes: [U32; MAX_IDENTIFIERS],
+    }
+}
+
+/// One command of a stream, checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum StreamCommand<'a> {
+    Init { query_ring: u32, channel_ring: u32, channel_type: ChannelType },
+    Poll,
+    Send { blobs: Vec<u32>, data: &'a [u8] },
+}
+
+/// Why a stream is refused; nothing of it has been carried out then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error("{rest} bytes left of the stream, a header takes 8")]
+    Truncated { rest: usize },
+    #[error("command {cmd} of {size} bytes, {rest} are left of the stream")]
+    Size { cmd: u8, size: usize, rest: usize },
+    #[error("command {cmd} is not served")]
+    Unknown { cmd: u8 },
+    #[error("{count} identifiers, {MAX_IDENTIFIERS} at most")]
+    Identifiers { count: u32 },
+    #[error("{len} bytes of data in a command of {size} bytes")]
+    Data { len: u32, size: usize },
+    #[error("identifier type {kind} cannot be sent")]
+    IdentifierType { kind: u32 },
+}
+
+/// Reads a whole submitted stream.
+///
+/// # Errors
+/// The first malformed command; a stream is taken whole or not at all.
+pub(crate) fn parse(mut stream: &[u8]) -> Result<Vec<StreamCommand<'_>>, StreamError> {
+    let mut commands = Vec::new();
+    while !stream.is_empty() {
+        let (header, _) =
+            StreamHeader::read_from_prefix(stream).map_err(|_| StreamError::Truncated { rest: stream.len() })?;
+        let (cmd, size) = (header.cmd, usize::from(header.cmd_size.get()));
+        let malformed = StreamError::Size { cmd, size, rest: stream.len() };
+        if size < size_of::<StreamHeader>() {
+            return Err(malformed);
+        }
+        let (bytes, rest) = stream.split_at_checked(size).ok_or(malformed)?;
+        commands.push(match cmd {
+            command::INIT => init(bytes).ok_or(malformed)?,
+            command::POLL => StreamCommand::Poll,
+            command::SEND => send(bytes)?,
+            cmd => return Err(StreamError::Unknown { cmd }),
+        });
+        stream = rest;
+    }
+    Ok(commands)
+}
+
+/// Both dialects: 16 and 20 bytes, 24 (libkrun adds a version), 36 (rutabaga_gfx adds a socket's UUID).
+fn init(bytes: &[u8]) -> Option<StreamCommand<'_>> {
+    match bytes.len() {
+        16 => {
+            let init = InitLegacy::read_from_bytes(bytes).ok()?;
+            let ring = init.ring.get();
+            let channel_type = ChannelType(init.channel_type.get());
+            Some(StreamCommand::Init { query_ring: ring, channel_ring: ring, channel_type })
+        }
+        20 | 24 | 36 => {
+            let (init, _) = Init::read_from_prefix(bytes).ok()?;
+            Some(StreamCommand::Init {
+                query_ring: init.query_ring.get(),
+                channel_ring: init.channel_ring.get(),
+                channel_type: ChannelType(init.channel_type.get()),
+            })
+        }
+        _ => None,
+    }
+}
+
+fn send(bytes: &[u8]) -> Result<StreamCommand<'_>, StreamError> {
+    let size = bytes.len();
+    let malformed = StreamError::Size { cmd: command::SEND, size, rest: size };
+    let (head, data) = SendReceive::read_from_prefix(bytes).map_err(|_| malformed)?;
+    let count = head.num_identifiers.get();
+    let used = usize::try_from(count).ok().filter(|count| *count <= MAX_IDENTIFIERS);
+    let used = used.ok_or(StreamError::Identifiers { count })?;
+    if let Some(kind) = head.identifier_types[..used].iter().find(|kind| kind.get() != id_type::VIRTGPU_BLOB) {
+        return Err(StreamError::IdentifierType { kind: kind.get() });
+    }
+    let len = head.opaque_data_size.get();
+    // A stream socket carries descriptors with a byte of data or not at all.
+    let data = data.get(..len as usize).filter(|data| !data.is_empty()).ok_or(StreamError::Data { len, size })?;
+    let blobs = head.identifiers[..used].iter().map(|id| id.get()).collect();
+    Ok(StreamCommand::Send { blobs, data })
+}
+
+/// One descriptor of a message, as the guest is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identifier {
+    pub(crate) id: u32,
+    pub(crate) kind: u32,
+    pub(crate) size: u32,
+}
+
+/// The bytes of a RECEIVE message as they stand in the channel ring. No data and no identifiers means end of file.
+pub(crate) fn receive(identifiers: &[Identifier], data: &[u8]) -> Vec<u8> {
+    let header = StreamHeader { cmd: command::RECEIVE, ring_idx: 0, cmd_size: 0.into(), padding: 0.into() };
+    let mut head = SendReceive {
+        header,
+        num_identifiers: (identifiers.len() as u32).into(),
+        opaque_data_size: (data.len() as u32).into(),
+        identifiers: [0.into(); MAX_IDENTIFIERS],
+        identifier_types: [0.into(); MAX_IDENTIFIERS],
+        identifier_sizes: [0.into(); MAX_IDENTIFIERS],
+    };
+    for (slot, identifier) in identifiers.iter().enumerate() {
+        head.identifiers[slot] = identifier.id.into();
+        head.identifier_types[slot] = identifier.kind.into();
+        head.identifier_sizes[slot] = identifier.size.into();
+    }
+    [head.as_bytes(), data].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(cmd: u8, size: u16) -> [u8; 8] {
+        let [low, high] = size.to_le_bytes();
+        [cmd, 0, low, high, 0, 0, 0, 0]
+    }
+
+    fn command(cmd: u8, words: &[u32]) -> Vec<u8> {
+        let size = u16::try_from(8 + 4 * words.len()).expect("short");
+        let mut bytes = header(cmd, size).to_vec();
+        words.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn every_dialect_of_init_is_read_and_no_other_size() {
+        let both = |query_ring, channel_ring| StreamCommand::Init {
+            query_ring,
+            channel_ring,
+            channel_type: ChannelType::PIPEWIRE,
+        };
+        assert_eq!(parse(&command(1, &[3, 0x10])), Ok(vec![both(3, 3)]));
+        for extra in [0, 1, 4] {
+            let words = [&[3, 4, 0x10][..], &vec![9; extra]].concat();
+            assert_eq!(parse(&command(1, &words)), Ok(vec![both(3, 4)]));
+        }
+        for words in [1, 5, 6, 8] {
+            assert!(matches!(parse(&command(1, &vec![1; words])), Err(StreamError::Size { cmd: 1, .. })));
+        }
+    }
+
+    #[test]
+    fn a_stream_of_size_zero_commands_is_refused_and_not_walked_for_ever() {
+        assert_eq!(parse(&header(3, 0)), Err(StreamError::Size { cmd: 3, size: 0, rest: 8 }));
+        assert_eq!(parse(&header(3, 7)), Err(StreamError::Size { cmd: 3, size: 7, rest: 8 }));
+        assert_eq!(parse(&header(3, 9)), Err(StreamError::Size { cmd: 3, size: 9, rest: 8 }));
+        assert_eq!(parse(&[3, 0, 8]), Err(StreamError::Truncated { rest: 3 }));
+        assert_eq!(parse(&header(200, 8)), Err(StreamError::Unknown { cmd: 200 }));
+        assert_eq!(parse(&[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_batch_is_split_by_the_size_each_command_states() {
+        let batch = [command(1, &[3, 4, 0x10]), command(3, &[0, 0])].concat();
+        assert_eq!(parse(&batch).map(|commands| commands.len()), Ok(2));
+        let bad = [command(3, &[0, 0]), header(9, 8).to_vec()].concat();
+        assert_eq!(parse(&bad), Err(StreamError::Unknown { cmd: 9 }));
+    }
+
+    #[test]
+    fn a_send_names_no_more_identifiers_or_data_than_it_holds() {
+        let send = |ids: u32, kind: u32, len: u32, data: usize| {
+            let mut words = vec![0; 86];
+            (words[0], words[1], words[2], words[30]) = (ids, len, 7, kind);
+            let mut bytes = command(4, &words);
+            bytes.extend(vec![5; data]);
+            let size = u16::try_from(bytes.len()).expect("short");
+            bytes[2..4].copy_from_slice(&size.to_le_bytes());
+            bytes
+        };
+        assert_eq!(parse(&send(1, 1, 3, 3)), Ok(vec![StreamCommand::Send { blobs: vec![7], data: &[5; 3] }]));
+        assert!(matches!(parse(&send(29, 1, 1, 1)), Err(StreamError::Identifiers { count: 29 })));
+        assert!(matches!(parse(&send(u32::MAX, 1, 1, 1)), Err(StreamError::Identifiers { .. })));
+        assert!(matches!(parse(&send(1, 1, 4, 3)), Err(StreamError::Data { len: 4, .. })));
+        assert!(matches!(parse(&send(1, 1, 0, 3)), Err(StreamError::Data { len: 0, .. })));
+        assert!(matches!(parse(&send(1, 6, 1, 1)), Err(StreamError::IdentifierType { kind: 6 })));
+    }
+
+    #[test]
+    fn a_receive_message_announces_each_descriptor_in_its_own_slot() {
+        let bytes =
+            receive(&[Identifier { id: 2, kind: 1, size: 4096 }, Identifier { id: 0, kind: 0, size: 0 }], b"hi");
+        let (head, data) = SendReceive::read_from_prefix(&bytes).expect("whole");
+        assert_eq!((head.header.cmd, head.header.cmd_size.get(), data), (5, 0, &b"hi"[..]));
+        assert_eq!((head.num_identifiers.get(), head.opaque_data_size.get()), (2, 2));
+        assert_eq!(
+            (head.identifiers[0].get(), head.identifier_types[0].get(), head.identifier_sizes[0].get()),
+            (2, 1, 4096)
+        );
+    }
+}
