@@ -30,9 +30,11 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
 
+mod limits;
 mod observe;
 pub mod protocol;
 
+pub use limits::Limits;
 pub use observe::Snapshot;
 pub use protocol::cross_domain::ChannelType;
 pub use protocol::features::FeatureError;
