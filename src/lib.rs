@@ -33,9 +33,12 @@ compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only"
 mod limits;
 mod observe;
 pub mod protocol;
+mod seams;
+mod sys;
 
 pub use limits::Limits;
 pub use observe::Snapshot;
 pub use protocol::cross_domain::ChannelType;
 pub use protocol::features::FeatureError;
+pub use seams::{Interrupt, LocalFuture, PlaceError, Protection, SharedMemory, Work};
 

@@ -1,0 +1,14 @@
+//! All `unsafe` code of the crate, behind types whose safe methods cannot be used wrongly.
+//! Nothing here imports from another room, so each SAFETY argument stands beside the code that it argues for.
+
+#[cfg(feature = "sources")]
+pub(crate) mod dma_heap;
+pub(crate) mod dmabuf;
+#[cfg(feature = "sources")]
+pub(crate) mod mapping;
+pub(crate) mod reservation;
+pub(crate) mod ring;
+#[cfg(feature = "sources")]
+pub(crate) mod udmabuf;
+#[cfg(feature = "sources")]
+pub(crate) mod v4l2;

@@ -1,0 +1,189 @@
+//! Operations that the runtime's io_uring does not offer by itself, and readiness of descriptors.
+//! What may sleep in the kernel (tearing down page tables, populating them, the last close of a large file) is handed
+//! to the ring's own worker threads, so that the device needs no thread for it.
+#![expect(unsafe_code, reason = "submission entries carry pointers and descriptors that the kernel trusts")]
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use io_uring::{cqueue, opcode, squeue, types};
+use tokio::io::unix::AsyncFd;
+use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
+
+use super::reservation::Reservation;
+
+/// `madvise` advice for a range of a reservation (`asm-generic/mman-common.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum Advice {
+    /// `MADV_DONTNEED`: forget the pages of the range.
+    DontNeed = 4,
+    /// `MADV_POPULATE_READ`: make the pages present for reading.
+    PopulateRead = 22,
+    /// `MADV_POPULATE_WRITE`: make the pages present for writing.
+    PopulateWrite = 23,
+}
+
+/// Drops what an operation kept alive and turns its completion into a result.
+struct Completion<D>(std::marker::PhantomData<D>);
+
+impl<D: 'static> OneshotOutputTransform for Completion<D> {
+    type Output = io::Result<()>;
+    type StoredData = D;
+
+    fn transform_oneshot_output(self, _data: D, cqe: cqueue::Entry) -> io::Result<()> {
+        if cqe.result() < 0 { Err(io::Error::from_raw_os_error(-cqe.result())) } else { Ok(()) }
+    }
+}
+
+/// Submits at once, polled or not; `keep` stays alive until the kernel has answered, even where the future is dropped.
+///
+/// # Safety
+/// Whatever memory or descriptor `entry` names must stay valid for the kernel until the operation completes, by means
+/// of `keep` or by itself.
+#[expect(clippy::disallowed_methods, reason = "the one door to the runtime's ring; its contract is stated above")]
+unsafe fn submit<D: Unpin + 'static>(keep: D, entry: squeue::Entry) -> impl Future<Output = io::Result<()>> {
+    UnsubmittedOneshot::new(keep, Completion(std::marker::PhantomData), entry).submit()
+}
+
+/// `madvise` on a range of the window, on a worker thread of the ring.
+///
+/// # Errors
+/// A range outside the reservation, or what the kernel answers (`EINVAL` for memory that takes no such advice).
+pub(crate) async fn advise(memory: Arc<Reservation>, offset: u64, len: u32, advice: Advice) -> io::Result<()> {
+    let (start, _) = memory.span(offset, u64::from(len)).map_err(io::Error::other)?;
+    let entry = opcode::Madvise::new(start, i64::from(len), advice as i32).build();
+    // SAFETY: the range was checked to lie in `memory`, which the operation keeps mapped until it has completed; advice
+    // of these kinds invalidates no reference, because a reservation hands out none.
+    unsafe { submit(memory, entry) }.await
+}
+
+/// Closes a descriptor on a worker thread of the ring, where freeing a large file's pages holds nobody up.
+///
+/// # Errors
+/// What `close` answers; the descriptor is gone all the same.
+pub(crate) fn close(file: OwnedFd) -> impl Future<Output = io::Result<()>> {
+    let entry = opcode::Close::new(types::Fd(file.into_raw_fd())).build().flags(squeue::Flags::ASYNC);
+    // SAFETY: the descriptor was owned and has been given up, so nobody else closes or uses its number.
+    unsafe { submit((), entry) }
+}
+
+/// A descriptor whose owner promises that it stays the same: the only kind that may be registered.
+struct Owned<T>(T, RawFd);
+
+impl<T> AsRawFd for Owned<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.1
+    }
+}
+
+/// A descriptor that the runtime watches. Waiting is by readiness, so a wait that is dropped loses nothing.
+pub(crate) struct Readiness<T: AsFd = OwnedFd> {
+    inner: AsyncFd<Owned<T>>,
+}
+
+impl Readiness<OwnedFd> {
+    /// Registers a descriptor with the runtime that the caller runs in.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` answers, for instance `EPERM` for a plain file.
+    pub(crate) fn new(file: OwnedFd) -> io::Result<Self> {
+        let raw = file.as_raw_fd();
+        // SAFETY: the descriptor is owned, open, moves into the `AsyncFd` and is closed only with it; `as_raw_fd`
+        // answers the same number for ever.
+        let inner = unsafe { AsyncFd::register(Owned(file, raw)) }.map_err(|refused| refused.into_parts().1)?;
+        Ok(Self { inner })
+    }
+}
+
+impl<T: AsFd> Readiness<T> {
+    /// Ready once for every event since the last call (edge-triggered): an eventfd that has been written again, a socket
+    /// that has become readable. The caller then works until it would block.
+    pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut guard = ready!(self.inner.poll_read_ready(cx))?;
+        guard.clear_ready();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Tries a non-blocking read-like call whenever the descriptor may be readable.
+    pub(crate) fn poll_read_with<R>(
+        &self,
+        cx: &mut Context<'_>,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        loop {
+            let mut guard = ready!(self.inner.poll_read_ready(cx))?;
+            if let Ok(result) = guard.try_io(|inner| call(inner.get_ref().0.as_fd())) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    /// Tries a non-blocking write-like call whenever the descriptor may be writable.
+    pub(crate) fn poll_write_with<R>(
+        &self,
+        cx: &mut Context<'_>,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        loop {
+            let mut guard = ready!(self.inner.poll_write_ready(cx))?;
+            if let Ok(result) = guard.try_io(|inner| call(inner.get_ref().0.as_fd())) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+}
+
+impl<T: AsFd> AsFd for Readiness<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.get_ref().0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn a_dropped_wait_never_eats_the_next_kick() {
+        tokio_uring::start(async {
+            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd");
+            let kicker = event.try_clone().expect("dup");
+            let ready = Readiness::new(event).expect("registered");
+            for _ in 0..3 {
+                let waited =
+                    tokio::time::timeout(std::time::Duration::from_millis(1), poll_fn(|cx| ready.poll_event(cx)));
+                assert!(waited.await.is_err(), "nobody kicked");
+                rustix::io::write(&kicker, &1u64.to_ne_bytes()).expect("kick");
+                poll_fn(|cx| ready.poll_event(cx)).await.expect("kicked");
+            }
+        });
+    }
+
+    #[test]
+    fn a_closed_descriptor_is_gone_when_the_close_completes() {
+        tokio_uring::start(async {
+            let (left, right) = std::os::unix::net::UnixStream::pair().expect("sockets");
+            close(left.into()).await.expect("closed");
+            assert_eq!(rustix::io::read(&right, &mut [0; 1]).expect("end of file"), 0);
+        });
+    }
+
+    #[test]
+    fn advice_for_a_range_outside_the_reservation_never_reaches_the_kernel() {
+        tokio_uring::start(async {
+            let memory = Arc::new(Reservation::scratch(16 * 4096, 4096).expect("window"));
+            for (offset, len) in [(16 * 4096, 4096), (1, 4096), (15 * 4096, 8192)] {
+                assert!(advise(Arc::clone(&memory), offset, len, Advice::DontNeed).await.is_err());
+            }
+            advise(memory, 0, 16 * 4096, Advice::PopulateWrite).await.expect("populated");
+        });
+    }
+}
