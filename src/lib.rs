@@ -30,12 +30,14 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
 
+mod buffer;
 mod limits;
 mod observe;
 pub mod protocol;
 mod seams;
 mod sys;
 
+pub use buffer::{Access, BufferError, BufferKind, HostBuffer};
 pub use limits::Limits;
 pub use observe::Snapshot;
 pub use protocol::cross_domain::ChannelType;
