@@ -36,6 +36,7 @@ mod observe;
 pub mod protocol;
 mod seams;
 mod sys;
+mod window;
 
 pub use buffer::{Access, BufferError, BufferKind, HostBuffer};
 pub use limits::Limits;
@@ -43,4 +44,5 @@ pub use observe::Snapshot;
 pub use protocol::cross_domain::ChannelType;
 pub use protocol::features::FeatureError;
 pub use seams::{Interrupt, LocalFuture, PlaceError, Protection, SharedMemory, Work};
+pub use window::{HostWindow, ReadOnlyPolicy};
 
