@@ -34,6 +34,7 @@ mod buffer;
 mod limits;
 mod observe;
 pub mod protocol;
+mod queue;
 mod seams;
 mod sys;
 mod window;
