@@ -35,6 +35,7 @@ mod limits;
 mod observe;
 pub mod protocol;
 mod queue;
+mod resource;
 mod seams;
 mod sys;
 mod window;
