@@ -31,6 +31,7 @@
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
 
 mod buffer;
+mod cross_domain;
 mod limits;
 mod observe;
 pub mod protocol;
