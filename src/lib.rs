@@ -36,6 +36,7 @@ mod limits;
 mod observe;
 pub mod protocol;
 mod queue;
+mod renderer;
 mod resource;
 mod seams;
 mod sys;
@@ -46,6 +47,7 @@ pub use limits::Limits;
 pub use observe::Snapshot;
 pub use protocol::cross_domain::ChannelType;
 pub use protocol::features::FeatureError;
+pub use renderer::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory};
 pub use seams::{Interrupt, LocalFuture, PlaceError, Protection, SharedMemory, Work};
 pub use window::{HostWindow, ReadOnlyPolicy};
 

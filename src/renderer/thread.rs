@@ -1,0 +1,137 @@
+//! The one thread that calls a renderer, and the device's end of it.
+//! Requests wait in a bounded channel; the device task awaits room and replies and never blocks.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc as blocking;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory};
+use crate::protocol::wire::CAPSET_CROSS_DOMAIN;
+
+/// Requests that may wait for the renderer before the commands behind them wait too.
+const QUEUE: usize = 64;
+
+enum Request {
+    CreateContext { context: u32, capset: u32, name: String, reply: Reply<()> },
+    DestroyContext { context: u32, reply: Reply<()> },
+    Attach { context: u32, resource: u32, attached: bool, reply: Reply<()> },
+    Submit { context: u32, stream: Vec<u8>, reply: Reply<()> },
+    CreateBlob { request: BlobRequest, reply: Reply<OwnedFd> },
+    DestroyResource { resource: u32, reply: Reply<()> },
+    Fence { context: u32, ring: Option<u8>, fence: Fence },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, RendererError>>;
+
+/// The device's end; clones talk to the same thread. The thread ends when the last one is dropped.
+#[derive(Clone)]
+pub(crate) struct RendererThread {
+    requests: mpsc::Sender<Request>,
+}
+
+/// Waits for the thread's end.
+pub(crate) struct RendererEnd(oneshot::Receiver<()>);
+
+impl RendererThread {
+    /// Starts the thread and makes the renderer on it.
+    ///
+    /// # Errors
+    /// Where the thread cannot be started, or the renderer cannot be made.
+    pub(crate) fn start(factory: RendererFactory) -> io::Result<(Self, Vec<Capset>, RendererEnd)> {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (started, start) = blocking::sync_channel(1);
+        let (ended, end) = oneshot::channel::<()>();
+        std::thread::Builder::new().name("virtio-gpu-renderer".into()).spawn(move || {
+            match factory() {
+                Ok(mut renderer) => {
+                    let _ = started.send(Ok(renderer.capsets()));
+                    serve(&mut *renderer, queue);
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+            drop(ended);
+        })?;
+        let mut capsets = start.recv().map_err(|_| io::Error::other("the renderer's thread ended at once"))??;
+        capsets.retain(|capset| capset.id != CAPSET_CROSS_DOMAIN);
+        Ok((Self { requests }, capsets, RendererEnd(end)))
+    }
+
+    async fn ask<T>(self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RendererError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| RendererError::Stopped)?;
+        answer.await.map_err(|_| RendererError::Stopped)?
+    }
+
+    pub(crate) async fn create_context(self, context: u32, capset: u32, name: String) -> Result<(), RendererError> {
+        self.ask(|reply| Request::CreateContext { context, capset, name, reply }).await
+    }
+
+    pub(crate) async fn destroy_context(self, context: u32) -> Result<(), RendererError> {
+        self.ask(|reply| Request::DestroyContext { context, reply }).await
+    }
+
+    pub(crate) async fn attach(self, context: u32, resource: u32, attached: bool) -> Result<(), RendererError> {
+        self.ask(|reply| Request::Attach { context, resource, attached, reply }).await
+    }
+
+    pub(crate) async fn submit(self, context: u32, stream: Vec<u8>) -> Result<(), RendererError> {
+        self.ask(|reply| Request::Submit { context, stream, reply }).await
+    }
+
+    pub(crate) async fn create_blob(self, request: BlobRequest) -> Result<OwnedFd, RendererError> {
+        self.ask(|reply| Request::CreateBlob { request, reply }).await
+    }
+
+    pub(crate) async fn destroy_resource(self, resource: u32) -> Result<(), RendererError> {
+        self.ask(|reply| Request::DestroyResource { resource, reply }).await
+    }
+
+    /// Asks for a fence. A renderer that is gone has nothing left to do: the fence signals.
+    pub(crate) async fn fence(self, context: u32, ring: Option<u8>, fence: Fence) {
+        let _ = self.requests.send(Request::Fence { context, ring, fence }).await;
+    }
+}
+
+impl RendererEnd {
+    /// Waits until the thread has ended, or until the deadline.
+    pub(crate) async fn wait(self, deadline: Duration) {
+        let _ = tokio::time::timeout(deadline, self.0).await;
+    }
+}
+
+fn serve(renderer: &mut dyn Renderer, mut queue: mpsc::Receiver<Request>) {
+    while let Some(request) = queue.blocking_recv() {
+        // A reply that nobody waits for any more belongs to a device that was reset.
+        match request {
+            Request::CreateContext { context, capset, name, reply } => {
+                let _ = reply.send(renderer.create_context(context, capset, &name));
+            }
+            Request::DestroyContext { context, reply } => {
+                renderer.destroy_context(context);
+                let _ = reply.send(Ok(()));
+            }
+            Request::Attach { context, resource, attached, reply } => {
+                if attached {
+                    renderer.attach_resource(context, resource);
+                } else {
+                    renderer.detach_resource(context, resource);
+                }
+                let _ = reply.send(Ok(()));
+            }
+            Request::Submit { context, stream, reply } => {
+                let _ = reply.send(renderer.submit(context, &stream));
+            }
+            Request::CreateBlob { request, reply } => {
+                let _ = reply.send(renderer.create_blob(&request));
+            }
+            Request::DestroyResource { resource, reply } => {
+                renderer.destroy_resource(resource);
+                let _ = reply.send(Ok(()));
+            }
+            Request::Fence { context, ring, fence } => renderer.fence(context, ring, fence),
+        }
+    }
+}
