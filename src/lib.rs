@@ -31,9 +31,12 @@
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
 
 mod buffer;
+mod commands;
 mod cross_domain;
+mod device;
 mod limits;
 mod observe;
+mod pipeline;
 pub mod protocol;
 mod queue;
 mod renderer;
@@ -43,6 +46,10 @@ mod sys;
 mod window;
 
 pub use buffer::{Access, BufferError, BufferKind, HostBuffer};
+pub use device::{
+    ActivateError, Activation, BlobId, BuildError, Builder, Device, DeviceGone, DeviceTask, OfferError, QUEUE_SIZES,
+    QueueSetup, Reply,
+};
 pub use limits::Limits;
 pub use observe::Snapshot;
 pub use protocol::cross_domain::ChannelType;

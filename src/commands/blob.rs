@@ -1,0 +1,313 @@
+//! Blobs from creation to end: RESOURCE_CREATE_BLOB, MAP, UNMAP, UNREF, ATTACH_BACKING, DETACH_BACKING.
+
+use std::rc::Rc;
+
+use smallvec::smallvec;
+
+use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
+use crate::buffer::HostBuffer;
+use crate::cross_domain::Item;
+use crate::limits::{Charge, Quota};
+use crate::observe::warn_limited;
+use crate::protocol::wire::{
+    BLOB_FLAG_CROSS_DEVICE, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, MAP_CACHE_CACHED,
+    MemEntry,
+};
+use crate::protocol::{CreateBlob, features};
+use crate::renderer::BlobRequest;
+use crate::resource::{Backing, Blob, GuestBlob, HostBlob, MapState, ResourceKey, Retired};
+use crate::seams::{LocalFuture, Work};
+use crate::window::{Cleared, PlaceFailure, Placed};
+
+/// Ids of buffers that the VMM has offered have this bit, which no context's own ids have.
+const OFFERED: u64 = 1 << 63;
+
+/// The new resource, and for host memory the context whose object it is made of.
+pub(super) fn create_claims(context: u32, create: &CreateBlob) -> Claims {
+    let mut claims: Claims = smallvec![Claim::Resource(create.resource), Claim::Mapping(create.resource)];
+    if create.memory == BLOB_MEM_HOST3D {
+        claims.push(Claim::Context(context));
+    }
+    claims
+}
+
+impl Gpu {
+    pub(super) fn create_blob(&mut self, context: u32, create: CreateBlob) -> Result<Step, Refusal> {
+        if !self.resources.is_free(create.resource) {
+            return Err(Refusal::ResourceId { id: create.resource });
+        }
+        self.check_blob(&create)?;
+        let charge = self.ledger.charge(Quota::Resources, 1)?;
+        match create.memory {
+            BLOB_MEM_GUEST => self.create_guest_blob(&create, charge).map(Step::Done),
+            BLOB_MEM_HOST3D => self.create_host_blob(context, create, charge),
+            _ => Err(Refusal::Parameter("blob_mem must be guest or host3d memory")),
+        }
+    }
+
+    fn check_blob(&self, create: &CreateBlob) -> Result<(), Refusal> {
+        if create.flags & !(BLOB_FLAG_MAPPABLE | BLOB_FLAG_SHAREABLE | BLOB_FLAG_CROSS_DEVICE) != 0 {
+            return Err(Refusal::Parameter("unknown blob_flags"));
+        }
+        if create.size == 0 {
+            return Err(Refusal::Parameter("a blob has a size"));
+        }
+        if self.negotiated(features::BLOB_ALIGNMENT) && !create.size.is_multiple_of(self.alignment) {
+            return Err(Refusal::Parameter("the size is no multiple of blob_alignment"));
+        }
+        Ok(())
+    }
+
+    fn create_guest_blob(&mut self, create: &CreateBlob, charge: Charge) -> Result<Response, Refusal> {
+        let backing = match create.entries.as_slice() {
+            [] => None,
+            entries => Some(Backing::new(entries, create.size, &*self.ram()?, &self.ledger)?),
+        };
+        let blob = Blob::Guest(GuestBlob { size: create.size, backing });
+        self.resources.insert(create.resource, Resource { blob, contexts: smallvec![], charge });
+        Ok(Response::NoData)
+    }
+
+    fn create_host_blob(&mut self, context: u32, create: CreateBlob, charge: Charge) -> Result<Step, Refusal> {
+        if !self.negotiated(features::VIRGL) {
+            return Err(Refusal::NotNegotiated { feature: features::VIRGL });
+        }
+        if !create.entries.is_empty() {
+            return Err(Refusal::Parameter("a blob of host memory has no entries"));
+        }
+        let key = self.contexts.key(context).ok_or(Refusal::UnknownContext { id: context })?;
+        let source = if create.blob_id & OFFERED != 0 { None } else { self.contexts.get_mut(key) };
+        if source.as_ref().is_some_and(|context| context.is_rendered()) {
+            return self.create_rendered_blob(context, &create, charge);
+        }
+        let items = source.and_then(|context| context.items());
+        let unknown = Refusal::UnknownObject { blob_id: create.blob_id };
+        let item = match &items {
+            Some(items) => items.get(create.blob_id),
+            None => self.offered.get(&create.blob_id),
+        };
+        let buffer = &item.ok_or(unknown)?.buffer;
+        fits(&create, buffer, self.alignment)?;
+        let item = match items {
+            Some(items) => items.take(create.blob_id),
+            None => self.offered.remove(&create.blob_id),
+        };
+        if let Some(item) = item {
+            self.insert_host_blob(&create, item, charge, false);
+        }
+        Ok(Step::Done(Response::NoData))
+    }
+
+    fn create_rendered_blob(&mut self, context: u32, create: &CreateBlob, charge: Charge) -> Result<Step, Refusal> {
+        let renderer = self.renderer.clone().ok_or(Refusal::UnknownObject { blob_id: create.blob_id })?;
+        let fd = self.ledger.charge(Quota::Fds, 1)?;
+        let CreateBlob { resource, flags, blob_id, size, .. } = *create;
+        let request = BlobRequest { context, resource, blob_id, size, flags };
+        let create = CreateBlob { entries: Vec::new(), ..*create };
+        let work = Work::later(async move { renderer.create_blob(request).await });
+        Step::after(work, self, move |gpu, file| {
+            let item = Item { buffer: HostBuffer::from_fd(file?)?, fd };
+            if let Err(refusal) = fits(&create, &item.buffer, gpu.alignment) {
+                gpu.forget_rendered(create.resource);
+                return Err(refusal);
+            }
+            gpu.insert_host_blob(&create, item, charge, true);
+            Ok(Response::NoData)
+        })
+    }
+
+    fn insert_host_blob(&mut self, create: &CreateBlob, item: Item, charge: Charge, rendered: bool) {
+        let blob = Blob::Host(HostBlob {
+            size: create.size,
+            mappable: create.flags & BLOB_FLAG_MAPPABLE != 0,
+            rendered,
+            buffer: Rc::new(item.buffer),
+            mapping: MapState::Unmapped,
+            fd: item.fd,
+        });
+        self.resources.insert(create.resource, Resource { blob, contexts: smallvec![], charge });
+    }
+
+    /// Takes a buffer of the VMM's in, for a guest to make a blob of.
+    ///
+    /// # Errors
+    /// The limit of descriptors.
+    pub(crate) fn offer(&mut self, buffer: HostBuffer) -> Result<u64, Refusal> {
+        let fd = self.ledger.charge(Quota::Fds, 1)?;
+        self.last_offer += 1;
+        let id = OFFERED | self.last_offer;
+        self.offered.insert(id, Item { buffer, fd });
+        Ok(id)
+    }
+}
+
+/// A blob may be as large as its buffer rounded up to the alignment, because guests ask for whole pages.
+fn fits(create: &CreateBlob, buffer: &HostBuffer, alignment: u64) -> Result<(), Refusal> {
+    let (size, len) = (create.size, buffer.len());
+    if len.checked_next_multiple_of(alignment).is_some_and(|most| size <= most) {
+        return Ok(());
+    }
+    Err(Refusal::Oversize { size, kind: buffer.kind(), len })
+}
+
+/// A mapping alone: what else is done with the resource need not wait for it.
+pub(super) fn map_claims(resource: u32) -> Claims {
+    smallvec![Claim::Mapping(resource)]
+}
+
+impl Gpu {
+    pub(super) fn map_blob(&mut self, resource: u32, offset: u64) -> Result<Step, Refusal> {
+        let (key, blob) = host_blob(&mut self.resources, resource)?;
+        if !blob.mappable {
+            return Err(Refusal::Parameter("the blob was not created for mapping"));
+        }
+        let window = self.window.as_ref().ok_or(Refusal::NoWindow)?;
+        blob.mapping.begin_map()?;
+        let work = match window.reserve(offset, blob.size) {
+            Ok(range) => range.place(&blob.buffer, blob.size),
+            Err(error) => Work::Done(Err(error.into())),
+        };
+        Step::after(work, self, move |gpu, placed| gpu.mapped(key, placed))
+    }
+
+    fn mapped(&mut self, key: ResourceKey, placed: Result<Placed, PlaceFailure>) -> Result<Response, Refusal> {
+        let (placed, failure) = match placed {
+            Ok(placed) => (Some(placed), None),
+            Err(failure) => (None, Some(failure)),
+        };
+        if let Some(Blob::Host(blob)) = self.resources.get_mut(key).map(|resource| &mut resource.blob) {
+            blob.mapping.end_map(placed);
+        }
+        let Some(failure) = failure else {
+            self.counters.maps.bump();
+            return Ok(Response::MapInfo { map_info: MAP_CACHE_CACHED });
+        };
+        self.counters.map_failures.bump();
+        if let Some(rest) = failure.rest {
+            self.counters.quarantined.bump();
+            self.outbox.quarantine.push(rest);
+        }
+        Err(failure.error.into())
+    }
+
+    pub(super) fn unmap_blob(&mut self, resource: u32) -> Result<Step, Refusal> {
+        let (key, blob) = host_blob(&mut self.resources, resource)?;
+        let work = blob.mapping.begin_unmap()?.clear();
+        Step::after(work, self, move |gpu, cleared| {
+            let filled = matches!(cleared, Cleared::Filled);
+            if let Some(Blob::Host(blob)) = gpu.resources.get_mut(key).map(|resource| &mut resource.blob) {
+                blob.mapping.end_unmap(filled);
+            }
+            gpu.counters.unmaps.bump();
+            match cleared {
+                Cleared::Filled => Ok(Response::NoData),
+                Cleared::Quarantined(rest) => Err(gpu.quarantined(rest)),
+            }
+        })
+    }
+
+    fn quarantined(&mut self, rest: Option<LocalFuture<()>>) -> Refusal {
+        self.counters.quarantined.bump();
+        self.outbox.quarantine.extend(rest);
+        Refusal::Quarantined
+    }
+}
+
+fn host_blob(
+    resources: &mut super::Table<ResourceKey, Resource>,
+    id: u32,
+) -> Result<(ResourceKey, &mut HostBlob), Refusal> {
+    let unknown = Refusal::UnknownResource { id };
+    let key = resources.key(id).ok_or(unknown)?;
+    match resources.get_mut(key).map(|resource| &mut resource.blob) {
+        Some(Blob::Host(blob)) => Ok((key, blob)),
+        _ => Err(Refusal::Parameter("only blobs of host memory are mapped into the window")),
+    }
+}
+
+/// Everything about the resource.
+pub(super) fn unref_claims(resource: u32) -> Claims {
+    smallvec![Claim::Resource(resource), Claim::Mapping(resource)]
+}
+
+impl Gpu {
+    pub(super) fn unref(&mut self, id: u32) -> Result<Step, Refusal> {
+        let key = self.resources.key(id).ok_or(Refusal::UnknownResource { id })?;
+        let resource = self.resources.remove(key).ok_or(Refusal::UnknownResource { id })?;
+        for context in &resource.contexts {
+            if let Some(context) = self.contexts.get_mut(*context) {
+                context.resources.remove(&key);
+            }
+        }
+        if matches!(&resource.blob, Blob::Host(blob) if blob.rendered) {
+            self.forget_rendered(id);
+        }
+        let work = resource.retire();
+        Step::after(work, self, |gpu, retired| gpu.retired(retired))
+    }
+
+    fn retired(&mut self, retired: Retired) -> Result<Response, Refusal> {
+        if retired.quarantined { Err(self.quarantined(retired.rest)) } else { Ok(Response::NoData) }
+    }
+
+    fn forget_rendered(&mut self, resource: u32) {
+        if let Some(renderer) = self.renderer.clone() {
+            self.outbox.chores.push(Box::pin(async move { drop(renderer.destroy_resource(resource).await) }));
+        }
+    }
+
+    /// Gives up everything that the guest has made, for a reset. What does not happen at once goes on in the futures.
+    pub(crate) fn release_all(&mut self) -> Vec<LocalFuture<Retired>> {
+        self.offered.clear();
+        self.ram = None;
+        self.features = 0;
+        self.destroy_contexts();
+        let resources: Vec<Resource> = self.resources.drain().collect();
+        let mut going_on = Vec::new();
+        for resource in resources {
+            match resource.retire() {
+                Work::Done(retired) => self.released(retired),
+                Work::Later(future) => going_on.push(future),
+            }
+        }
+        going_on
+    }
+
+    /// Books a resource that a reset has given up.
+    pub(crate) fn released(&mut self, retired: Retired) {
+        if let Err(refusal) = self.retired(retired) {
+            warn_limited!(%refusal, "a mapping outlives the reset");
+        }
+    }
+}
+
+/// The resource's backing; its mapping is another matter.
+pub(super) fn backing_claims(resource: u32) -> Claims {
+    smallvec![Claim::Resource(resource)]
+}
+
+impl Gpu {
+    pub(super) fn attach_backing(&mut self, id: u32, entries: &[MemEntry]) -> Result<Response, Refusal> {
+        let ram = self.ram()?;
+        let ledger = Rc::clone(&self.ledger);
+        let blob = self.guest_blob(id)?;
+        if blob.backing.is_some() {
+            return Err(Refusal::Parameter("the resource has backing already"));
+        }
+        blob.backing = Some(Backing::new(entries, blob.size, &*ram, &ledger)?);
+        Ok(Response::NoData)
+    }
+
+    pub(super) fn detach_backing(&mut self, id: u32) -> Result<Response, Refusal> {
+        let detached = self.guest_blob(id)?.backing.take();
+        detached.map(|_| Response::NoData).ok_or(Refusal::Parameter("the resource has no backing"))
+    }
+
+    fn guest_blob(&mut self, id: u32) -> Result<&mut GuestBlob, Refusal> {
+        match self.resources.by_id_mut(id).map(|resource| &mut resource.blob) {
+            None => Err(Refusal::UnknownResource { id }),
+            Some(Blob::Guest(blob)) => Ok(blob),
+            Some(Blob::Host(_)) => Err(Refusal::Parameter("a blob of host memory has no backing")),
+        }
+    }
+}

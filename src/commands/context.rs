@@ -1,0 +1,271 @@
+//! Contexts: CTX_CREATE, CTX_DESTROY, CTX_ATTACH_RESOURCE, CTX_DETACH_RESOURCE, SUBMIT_3D.
+//! Streams of cross-domain contexts are carried out here at once; all others go to the renderer.
+
+use std::collections::{HashSet, VecDeque};
+use std::rc::Rc;
+
+use smallvec::smallvec;
+
+use super::{Claim, Claims, FenceState, Gpu, Refusal, Response, Step, Ticket};
+use crate::buffer::HostBuffer;
+use crate::cross_domain::{self, Bounds, ContextError, Items, Rings};
+use crate::limits::{Charge, Quota};
+use crate::protocol::cross_domain::{MIN_RING_LEN, StreamCommand, parse};
+use crate::protocol::features;
+use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
+use crate::renderer::Fence;
+use crate::resource::{Blob, ResourceKey};
+use crate::seams::Work;
+
+slotmap::new_key_type! {
+    /// Names one life of a context.
+    pub(crate) struct ContextKey;
+}
+
+/// The timeline of a cross-domain context whose fences are credits for messages.
+const CHANNEL_RING: u8 = 1;
+
+/// A context of the guest.
+pub(super) struct Context {
+    kind: Kind,
+    /// What is attached to it.
+    pub(super) resources: HashSet<ResourceKey>,
+    /// Fenced commands whose answers are the host service's next messages, oldest first.
+    pub(super) credits: VecDeque<Ticket>,
+    _charges: [Option<Charge>; 2],
+}
+
+/// Who understands a context's streams.
+enum Kind {
+    /// Nobody: the guest named no capability set and there is no renderer to choose one.
+    Plain,
+    CrossDomain(cross_domain::Context),
+    Rendered,
+}
+
+impl Context {
+    pub(super) fn is_rendered(&self) -> bool {
+        matches!(self.kind, Kind::Rendered)
+    }
+
+    pub(super) fn items(&mut self) -> Option<&mut Items> {
+        self.cross_domain().map(|context| &mut context.items)
+    }
+
+    pub(super) fn cross_domain(&mut self) -> Option<&mut cross_domain::Context> {
+        match &mut self.kind {
+            Kind::CrossDomain(context) => Some(context),
+            Kind::Plain | Kind::Rendered => None,
+        }
+    }
+}
+
+/// The context, and with it the order of its streams.
+pub(super) fn claims(context: u32) -> Claims {
+    smallvec![Claim::Context(context)]
+}
+
+/// Both sides of an attachment.
+pub(super) fn attach_claims(context: u32, resource: u32) -> Claims {
+    smallvec![Claim::Context(context), Claim::Resource(resource)]
+}
+
+impl Gpu {
+    pub(super) fn ctx_create(&mut self, id: u32, capset: u32, name: String) -> Result<Step, Refusal> {
+        if !self.contexts.is_free(id) {
+            return Err(Refusal::ContextId { id });
+        }
+        if capset != 0 && !self.negotiated(features::CONTEXT_INIT) {
+            return Err(Refusal::NotNegotiated { feature: features::CONTEXT_INIT });
+        }
+        let charge = self.ledger.charge(Quota::Contexts, 1)?;
+        let rendered = self.capsets.iter().any(|offered| offered.id == capset || capset == 0);
+        if let (true, Some(renderer)) = (rendered, self.renderer.clone()) {
+            let work = Work::later(async move { renderer.create_context(id, capset, name).await });
+            return Step::after(work, self, move |gpu, created| {
+                created?;
+                gpu.insert_context(id, Kind::Rendered, [Some(charge), None]);
+                Ok(Response::NoData)
+            });
+        }
+        let (kind, fd) = match capset {
+            0 => (Kind::Plain, None),
+            CAPSET_CROSS_DOMAIN => {
+                let items = Items::new(self.limits.items_per_context);
+                // Charged for its socket from the start, so that INIT cannot run out of descriptors.
+                (Kind::CrossDomain(cross_domain::Context::new(items)), Some(self.ledger.charge(Quota::Fds, 1)?))
+            }
+            id => return Err(Refusal::UnknownCapset { id }),
+        };
+        self.insert_context(id, kind, [Some(charge), fd]);
+        Ok(Step::Done(Response::NoData))
+    }
+
+    fn insert_context(&mut self, id: u32, kind: Kind, charges: [Option<Charge>; 2]) {
+        let context = Context { kind, resources: HashSet::new(), credits: VecDeque::new(), _charges: charges };
+        self.contexts.insert(id, context);
+    }
+
+    pub(super) fn ctx_destroy(&mut self, id: u32) -> Result<Step, Refusal> {
+        let unknown = Refusal::UnknownContext { id };
+        let Some(key) = self.contexts.key(id) else { return Err(unknown) };
+        let Some(context) = self.contexts.remove(key) else { return Err(unknown) };
+        for resource in &context.resources {
+            if let Some(resource) = self.resources.get_mut(*resource) {
+                resource.contexts.retain(|other| *other != key);
+            }
+        }
+        let rendered = context.is_rendered();
+        self.end_context(context);
+        match (rendered, self.renderer.clone()) {
+            (true, Some(renderer)) => {
+                let work = Work::later(async move { renderer.destroy_context(id).await });
+                Step::after(work, self, |_, destroyed| Ok(destroyed.map(|()| Response::NoData)?))
+            }
+            _ => Ok(Step::Done(Response::NoData)),
+        }
+    }
+
+    /// Closes the host socket at once, and keeps every promise to the guest.
+    fn end_context(&mut self, context: Context) {
+        if let Kind::CrossDomain(cross_domain) = &context.kind
+            && cross_domain.is_open()
+        {
+            self.counters.channels_closed.bump();
+        }
+        self.outbox.signalled.extend(context.credits);
+    }
+
+    /// Ends all contexts, for a reset.
+    pub(super) fn destroy_contexts(&mut self) {
+        let rendered: Vec<u32> = self.contexts.iter().filter(|(_, row)| row.is_rendered()).map(|(id, _)| id).collect();
+        let contexts: Vec<Context> = self.contexts.drain().collect();
+        contexts.into_iter().for_each(|context| self.end_context(context));
+        for (renderer, id) in self.renderer.iter().flat_map(|renderer| rendered.iter().map(move |id| (renderer, *id))) {
+            let renderer = renderer.clone();
+            self.outbox.chores.push(Box::pin(async move { drop(renderer.destroy_context(id).await) }));
+        }
+    }
+
+    pub(super) fn ctx_attach(&mut self, context: u32, resource: u32) -> Result<Step, Refusal> {
+        self.attachment(context, resource, true)
+    }
+
+    pub(super) fn ctx_detach(&mut self, context: u32, resource: u32) -> Result<Step, Refusal> {
+        self.attachment(context, resource, false)
+    }
+
+    fn attachment(&mut self, context: u32, resource: u32, attached: bool) -> Result<Step, Refusal> {
+        let context_key = self.contexts.key(context).ok_or(Refusal::UnknownContext { id: context })?;
+        let resource_key = self.resources.key(resource).ok_or(Refusal::UnknownResource { id: resource })?;
+        let (Some(row), Some(target)) = (self.contexts.get_mut(context_key), self.resources.get_mut(resource_key))
+        else {
+            return Err(Refusal::UnknownResource { id: resource });
+        };
+        let changed = if attached { row.resources.insert(resource_key) } else { row.resources.remove(&resource_key) };
+        if !changed {
+            return Err(Refusal::Parameter("the resource is attached already, or not attached"));
+        }
+        target.contexts.retain(|other| *other != context_key);
+        if attached {
+            target.contexts.push(context_key);
+        }
+        match (row.is_rendered(), self.renderer.clone()) {
+            (true, Some(renderer)) => {
+                let work = Work::later(async move { renderer.attach(context, resource, attached).await });
+                Step::after(work, self, |_, told| Ok(told.map(|()| Response::NoData)?))
+            }
+            _ => Ok(Step::Done(Response::NoData)),
+        }
+    }
+
+    pub(super) fn submit(&mut self, context: u32, stream: Vec<u8>) -> Result<Step, Refusal> {
+        let key = self.contexts.key(context).ok_or(Refusal::UnknownContext { id: context })?;
+        let row = self.contexts.get_mut(key).ok_or(Refusal::UnknownContext { id: context })?;
+        match (&row.kind, self.renderer.clone()) {
+            (Kind::CrossDomain(_), _) => {
+                for command in parse(&stream)? {
+                    self.cross_domain_command(key, command)?;
+                }
+                Ok(Step::Done(Response::NoData))
+            }
+            (Kind::Rendered, Some(renderer)) => {
+                let work = Work::later(async move { renderer.submit(context, stream).await });
+                Step::after(work, self, |_, submitted| Ok(submitted.map(|()| Response::NoData)?))
+            }
+            _ if stream.is_empty() => Ok(Step::Done(Response::NoData)),
+            _ => Err(Refusal::Parameter("the context has no command stream")),
+        }
+    }
+
+    fn cross_domain_command(&mut self, key: ContextKey, command: StreamCommand<'_>) -> Result<(), Refusal> {
+        let Some(row) = self.contexts.get_mut(key) else { return Ok(()) };
+        let (attached, resources) = (&row.resources, &self.resources);
+        let Kind::CrossDomain(context) = &mut row.kind else { return Ok(()) };
+        match command {
+            // What a POLL asks for is granted by its fence.
+            StreamCommand::Poll => {}
+            StreamCommand::Init { query_ring, channel_ring, channel_type } => {
+                let ring = |id: u32| {
+                    let key = resources.key(id).filter(|key| attached.contains(key))?;
+                    let Blob::Guest(blob) = &resources.get(key)?.blob else { return None };
+                    let len = blob.backing.as_ref()?.len();
+                    (len >= MIN_RING_LEN).then_some((key, len))
+                };
+                let rings = Rings { query: query_ring, channel: channel_ring, channel_type };
+                let bounds = Bounds { backlog: self.limits.channel_backlog, ledger: Rc::clone(&self.ledger) };
+                let channel = context.init(&rings, ring, &self.hosts, bounds, key)?;
+                if let Some(channel) = channel {
+                    self.counters.channels_opened.bump();
+                    self.outbox.channels.push(channel);
+                }
+            }
+            StreamCommand::Send { blobs, data } => {
+                let buffer = |id: u32| -> Option<Rc<HostBuffer>> {
+                    let key = resources.key(id).filter(|key| attached.contains(key))?;
+                    let Blob::Host(blob) = &resources.get(key)?.blob else { return None };
+                    Some(Rc::clone(&blob.buffer))
+                };
+                let find = |id: &u32| buffer(*id).ok_or(ContextError::NotSendable { id: *id });
+                let buffers: Vec<Rc<HostBuffer>> = blobs.iter().map(find).collect::<Result<_, _>>()?;
+                let files = buffers.len() as u64;
+                context.send(data, buffers)?;
+                self.counters.messages_sent.bump();
+                self.counters.fds_sent.add(files);
+                self.counters.bytes_sent.add(data.len() as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a fenced command that has succeeded is done with that. A fence on the channel's timeline is a credit:
+    /// it signals with the next message. A renderer signals its own.
+    pub(crate) fn fence(&mut self, header: &Header, ticket: Ticket) -> FenceState {
+        let context = header.ctx_id.get();
+        let Some(row) = self.contexts.key(context).and_then(|key| self.contexts.get_mut(key)) else {
+            return FenceState::Signalled;
+        };
+        let ring = header.on_ring().then_some(header.ring_idx);
+        match &mut row.kind {
+            Kind::Plain => FenceState::Signalled,
+            Kind::CrossDomain(cross_domain) => {
+                if ring != Some(CHANNEL_RING) || !cross_domain.credit() {
+                    return FenceState::Signalled;
+                }
+                row.credits.push_back(ticket);
+                FenceState::Pending
+            }
+            Kind::Rendered => {
+                let (Some(renderer), Some(sink)) = (self.renderer.clone(), self.outbox.fence_sink.clone()) else {
+                    return FenceState::Signalled;
+                };
+                let fence = Fence::new(move || {
+                    // A device that is gone waits for nothing.
+                    let _ = sink.send(ticket);
+                });
+                self.outbox.chores.push(Box::pin(renderer.fence(context, ring, fence)));
+                FenceState::Pending
+            }
+        }
+    }
+}

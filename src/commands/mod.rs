@@ -1,0 +1,233 @@
+//! What each command does, and what it claims while it does it. A command checks and moves its state machine at once;
+//! what takes longer goes on in a future that owns just what it needs, and is booked when that has ended.
+
+mod blob;
+mod channel;
+mod context;
+mod query;
+mod refusal;
+mod scanout;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+pub(crate) use context::ContextKey;
+pub(crate) use query::capset_count;
+pub(crate) use refusal::Refusal;
+pub(crate) use scanout::COUNT as SCANOUTS;
+
+use crate::cross_domain::{Channel, HostSockets, Item};
+use crate::limits::{Ledger, Limits};
+use crate::observe::Counters;
+use crate::protocol::wire::Header;
+use crate::protocol::{Command, ErrorCode, Response, features};
+use crate::renderer::{Capset, RendererThread};
+use crate::resource::{GuestRam, ResourceKey, Table};
+use crate::seams::{LocalFuture, Work};
+use crate::window::Window;
+use context::Context;
+
+slotmap::new_key_type! {
+    /// Names one command between pop and answer.
+    pub(crate) struct Ticket;
+}
+
+/// What a command touches, and nobody after it may touch before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Claim {
+    /// A resource: its existence, its backing.
+    Resource(u32),
+    /// A resource's mapping, which may take long to come and go.
+    Mapping(u32),
+    /// A context: its existence, what is attached to it, the order of its streams.
+    Context(u32),
+}
+
+/// The claims of one command, all different.
+pub(crate) type Claims = SmallVec<[Claim; 3]>;
+
+/// What has been decided about a command's work.
+pub(crate) enum Step {
+    /// It is done.
+    Done(Response),
+    /// It is done when the future is, and then booked by what the future yields.
+    Later(LocalFuture<Finish>),
+}
+
+/// Books the outcome of work that has ended, and answers.
+pub(crate) type Finish = Box<dyn FnOnce(&mut Gpu) -> Result<Response, Refusal>>;
+
+impl Step {
+    /// Goes on in `work`; `finish` books its outcome.
+    fn after<T: 'static>(
+        work: Work<T>,
+        gpu: &mut Gpu,
+        finish: impl FnOnce(&mut Gpu, T) -> Result<Response, Refusal> + 'static,
+    ) -> Result<Self, Refusal> {
+        match work {
+            Work::Done(outcome) => finish(gpu, outcome).map(Self::Done),
+            Work::Later(future) => Ok(Self::Later(Box::pin(async move {
+                let outcome = future.await;
+                Box::new(move |gpu: &mut Gpu| finish(gpu, outcome)) as Finish
+            }))),
+        }
+    }
+}
+
+/// Whether a fence has signalled when its command is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FenceState {
+    Signalled,
+    Pending,
+}
+
+/// All state that commands work on. One task owns it; nothing in it is locked or borrowed across an await.
+pub(crate) struct Gpu {
+    pub(crate) resources: Table<ResourceKey, Resource>,
+    contexts: Table<ContextKey, Context>,
+    window: Option<Window>,
+    /// Buffers that the VMM has handed in and no context has made a blob of.
+    offered: HashMap<u64, Item>,
+    last_offer: u64,
+    hosts: HostSockets,
+    renderer: Option<RendererThread>,
+    capsets: Vec<Capset>,
+    alignment: u64,
+    pub(crate) limits: Limits,
+    pub(crate) ledger: Rc<Ledger>,
+    pub(crate) counters: std::sync::Arc<Counters>,
+    /// What the driver has acknowledged.
+    pub(crate) features: u64,
+    ram: Option<Rc<dyn GuestRam>>,
+    /// What commands leave for the device task to take up.
+    pub(crate) outbox: Outbox,
+}
+
+type Resource = crate::resource::Resource<ContextKey>;
+
+/// Work that commands have started and the device task is to poll, and fences that have signalled.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub(crate) channels: Vec<Channel<ContextKey>>,
+    /// Calls of the renderer that nobody's answer depends on.
+    pub(crate) chores: Vec<LocalFuture<()>>,
+    /// What did not end by its deadline, with everything that it still holds.
+    pub(crate) quarantine: Vec<LocalFuture<()>>,
+    pub(crate) signalled: Vec<Ticket>,
+    /// Fences for the renderer; it signals from its own thread.
+    pub(crate) fence_sink: Option<tokio::sync::mpsc::UnboundedSender<Ticket>>,
+}
+
+/// What the builder hands over.
+pub(crate) struct Parts {
+    pub(crate) window: Option<Window>,
+    pub(crate) hosts: HostSockets,
+    pub(crate) renderer: Option<RendererThread>,
+    pub(crate) capsets: Vec<Capset>,
+    pub(crate) alignment: u64,
+    pub(crate) limits: Limits,
+    pub(crate) ledger: Rc<Ledger>,
+    pub(crate) counters: std::sync::Arc<Counters>,
+}
+
+/// The claims of a command; each family states them beside what it does.
+pub(crate) fn claims(header: &Header, command: &Command) -> Claims {
+    let context = header.ctx_id.get();
+    match command {
+        Command::GetDisplayInfo
+        | Command::GetCapsetInfo { .. }
+        | Command::GetCapset { .. }
+        | Command::SetScanout { .. }
+        | Command::Cursor(_) => Claims::new(),
+        Command::AttachBacking { resource, .. } | Command::DetachBacking { resource } => {
+            blob::backing_claims(*resource)
+        }
+        Command::CreateBlob(create) => blob::create_claims(context, create),
+        Command::MapBlob(map) => blob::map_claims(map.resource),
+        Command::UnmapBlob { resource } => blob::map_claims(*resource),
+        Command::Unref { resource } => blob::unref_claims(*resource),
+        Command::CtxCreate { .. } | Command::CtxDestroy | Command::Submit { .. } => context::claims(context),
+        Command::CtxAttach { resource } | Command::CtxDetach { resource } => context::attach_claims(context, *resource),
+    }
+}
+
+impl Gpu {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { window, hosts, renderer, capsets, alignment, limits, ledger, counters } = parts;
+        Self {
+            resources: Table::default(),
+            contexts: Table::default(),
+            window,
+            offered: HashMap::new(),
+            last_offer: 0,
+            hosts,
+            renderer,
+            capsets,
+            alignment,
+            limits,
+            ledger,
+            counters,
+            features: 0,
+            ram: None,
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// The driver is up: what it has acknowledged, and the memory that its commands speak of.
+    pub(crate) fn start(&mut self, features: u64, ram: Rc<dyn GuestRam>) {
+        self.features = features;
+        self.ram = Some(ram);
+    }
+
+    fn negotiated(&self, feature: u64) -> bool {
+        self.features & feature == feature
+    }
+
+    fn ram(&self) -> Result<Rc<dyn GuestRam>, Refusal> {
+        self.ram.clone().ok_or(Refusal::Inactive)
+    }
+
+    /// Begins a command whose claims are free.
+    ///
+    /// # Errors
+    /// Why the guest is answered with an error; nothing has changed then.
+    pub(crate) fn begin(&mut self, header: &Header, command: Command) -> Result<Step, Refusal> {
+        self.check_timeline(header, &command)?;
+        let context = header.ctx_id.get();
+        match command {
+            Command::GetDisplayInfo => Ok(Step::Done(query::display_info())),
+            Command::GetCapsetInfo { index } => self.capset_info(index).map(Step::Done),
+            Command::GetCapset { id, version } => self.capset(id, version).map(Step::Done),
+            Command::SetScanout { scanout, resource } => self.set_scanout(scanout, resource).map(Step::Done),
+            Command::Cursor(cursor) => self.cursor(cursor).map(Step::Done),
+            Command::AttachBacking { resource, entries } => self.attach_backing(resource, &entries).map(Step::Done),
+            Command::DetachBacking { resource } => self.detach_backing(resource).map(Step::Done),
+            Command::CreateBlob(create) => self.create_blob(context, create),
+            Command::MapBlob(map) => self.map_blob(map.resource, map.offset),
+            Command::UnmapBlob { resource } => self.unmap_blob(resource),
+            Command::Unref { resource } => self.unref(resource),
+            Command::CtxCreate { capset, name } => self.ctx_create(context, capset, name),
+            Command::CtxDestroy => self.ctx_destroy(context),
+            Command::CtxAttach { resource } => self.ctx_attach(context, resource),
+            Command::CtxDetach { resource } => self.ctx_detach(context, resource),
+            Command::Submit { stream } => self.submit(context, stream),
+        }
+    }
+
+    /// A timeline of a context needs the feature, the context, and a ring below 64 (virtio 1.4, section 5.7.6.7).
+    fn check_timeline(&self, header: &Header, command: &Command) -> Result<(), Refusal> {
+        if !header.on_ring() {
+            return Ok(());
+        }
+        if !self.negotiated(features::CONTEXT_INIT) {
+            return Err(Refusal::NotNegotiated { feature: features::CONTEXT_INIT });
+        }
+        if header.ring_idx >= crate::protocol::wire::RING_COUNT {
+            return Err(Refusal::Parameter("ring_idx must be below 64"));
+        }
+        let known = matches!(command, Command::CtxCreate { .. }) || self.contexts.key(header.ctx_id.get()).is_some();
+        if known { Ok(()) } else { Err(Refusal::UnknownContext { id: header.ctx_id.get() }) }
+    }
+}

@@ -1,0 +1,43 @@
+//! Commands that only ask: GET_DISPLAY_INFO, GET_CAPSET_INFO, GET_CAPSET. They claim nothing.
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Gpu, Refusal, Response};
+use crate::cross_domain;
+use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, DisplayOne, MAX_SCANOUTS};
+
+/// Version of the cross-domain capability set.
+const CROSS_DOMAIN_VERSION: u32 = 1;
+
+/// Number of capability sets that a device with `rendered` ones of its renderer has.
+pub(crate) fn capset_count(rendered: usize) -> u32 {
+    // The cross-domain set comes last.
+    rendered as u32 + 1
+}
+
+/// No display is connected to any scanout.
+pub(super) fn display_info() -> Response {
+    Response::DisplayInfo(Box::new([DisplayOne::new_zeroed(); MAX_SCANOUTS]))
+}
+
+impl Gpu {
+    pub(super) fn capset_info(&self, index: u32) -> Result<Response, Refusal> {
+        let index = index as usize;
+        if index == self.capsets.len() {
+            let max_size = size_of::<crate::protocol::cross_domain::Capabilities>() as u32;
+            return Ok(Response::CapsetInfo { id: CAPSET_CROSS_DOMAIN, max_version: CROSS_DOMAIN_VERSION, max_size });
+        }
+        let capset = self.capsets.get(index).ok_or(Refusal::Parameter("capset index out of range"))?;
+        let max_size = capset.data.len() as u32;
+        Ok(Response::CapsetInfo { id: capset.id, max_version: capset.max_version, max_size })
+    }
+
+    pub(super) fn capset(&self, id: u32, version: u32) -> Result<Response, Refusal> {
+        if id == CAPSET_CROSS_DOMAIN && version <= CROSS_DOMAIN_VERSION {
+            return Ok(Response::Capset(cross_domain::capabilities(&self.hosts).as_bytes().to_vec()));
+        }
+        let matches = |capset: &&crate::renderer::Capset| capset.id == id && version <= capset.max_version;
+        let capset = self.capsets.iter().find(matches).ok_or(Refusal::UnknownCapset { id })?;
+        Ok(Response::Capset(capset.data.clone()))
+    }
+}

@@ -1,0 +1,133 @@
+//! Why a command is answered with an error: the reason in words for the log, and the specification's code for the guest.
+
+use super::ErrorCode;
+use crate::buffer::{BufferError, BufferKind};
+use crate::cross_domain::ContextError;
+use crate::limits::LimitReached;
+use crate::protocol::DecodeError;
+use crate::protocol::cross_domain::StreamError;
+use crate::renderer::RendererError;
+use crate::resource::{BackingError, WrongState};
+use crate::seams::PlaceError;
+use crate::window::MapError;
+
+/// Why a command was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("feature {feature:#x} was not negotiated")]
+    NotNegotiated { feature: u64 },
+    #[error("commands of this kind do not belong on this queue")]
+    WrongQueue,
+    #[error("a response of {needed} bytes does not fit into {have}")]
+    ResponseSpace { needed: usize, have: usize },
+    #[error("the device is not active")]
+    Inactive,
+    #[error("{0}")]
+    Parameter(&'static str),
+    #[error("resource {id} does not exist")]
+    UnknownResource { id: u32 },
+    #[error("resource id {id} is 0 or in use")]
+    ResourceId { id: u32 },
+    #[error("context {id} does not exist")]
+    UnknownContext { id: u32 },
+    #[error("context id {id} is 0 or in use")]
+    ContextId { id: u32 },
+    #[error("scanout {id} does not exist")]
+    UnknownScanout { id: u32 },
+    #[error("capability set {id} is not offered")]
+    UnknownCapset { id: u32 },
+    #[error("object {blob_id:#x} does not exist in the context")]
+    UnknownObject { blob_id: u64 },
+    #[error("blob of {size} bytes on a {kind:?} buffer of {len} bytes")]
+    Oversize { size: u64, kind: BufferKind, len: u64 },
+    #[error("the context has too many received buffers that it has not used")]
+    ItemLimit,
+    #[error("there is no host-visible window")]
+    NoWindow,
+    #[error("the mapping could not be taken back")]
+    Quarantined,
+    #[error(transparent)]
+    Limit(#[from] LimitReached),
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    #[error(transparent)]
+    State(#[from] WrongState),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("command stream: {0}")]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    CrossDomain(#[from] ContextError),
+    #[error(transparent)]
+    Renderer(#[from] RendererError),
+    #[error("the renderer's memory: {0}")]
+    Buffer(#[from] BufferError),
+}
+
+impl Refusal {
+    /// The most exact code that the specification has for it.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            Self::Decode(error) => error.code(),
+            Self::NotNegotiated { .. }
+            | Self::WrongQueue
+            | Self::Inactive
+            | Self::NoWindow
+            | Self::Quarantined
+            | Self::Buffer(_) => ErrorCode::Unspec,
+            Self::ResponseSpace { .. }
+            | Self::Parameter(_)
+            | Self::UnknownCapset { .. }
+            | Self::UnknownObject { .. }
+            | Self::Oversize { .. }
+            | Self::State(_)
+            | Self::Stream(_) => ErrorCode::InvalidParameter,
+            Self::UnknownResource { .. } | Self::ResourceId { .. } => ErrorCode::InvalidResourceId,
+            Self::UnknownContext { .. } | Self::ContextId { .. } => ErrorCode::InvalidContextId,
+            Self::UnknownScanout { .. } => ErrorCode::InvalidScanoutId,
+            Self::Limit(_) | Self::ItemLimit => ErrorCode::OutOfMemory,
+            Self::Backing(BackingError::Limit(_)) => ErrorCode::OutOfMemory,
+            Self::Backing(_) => ErrorCode::InvalidParameter,
+            Self::Map(error) => map_code(error),
+            Self::CrossDomain(error) => context_code(error),
+            Self::Renderer(RendererError::Invalid(_)) => ErrorCode::InvalidParameter,
+            Self::Renderer(RendererError::OutOfMemory(_)) => ErrorCode::OutOfMemory,
+            Self::Renderer(RendererError::Stopped) => ErrorCode::Unspec,
+        }
+    }
+
+    /// Whether a limit of the device is what refused it.
+    pub(crate) fn is_limit(&self) -> bool {
+        matches!(self.code(), ErrorCode::OutOfMemory)
+    }
+}
+
+fn map_code(error: &MapError) -> ErrorCode {
+    match error {
+        MapError::Unaligned { .. }
+        | MapError::OutOfRange { .. }
+        | MapError::Overlap { .. }
+        | MapError::Truncated { .. } => ErrorCode::InvalidParameter,
+        MapError::Limit(_) => ErrorCode::OutOfMemory,
+        MapError::Place { source: PlaceError::Refused { source } | PlaceError::Moved { source }, .. }
+            if source.kind() == std::io::ErrorKind::OutOfMemory =>
+        {
+            ErrorCode::OutOfMemory
+        }
+        MapError::Place { .. } | MapError::Deadline { .. } | MapError::Io(_) => ErrorCode::Unspec,
+    }
+}
+
+fn context_code(error: &ContextError) -> ErrorCode {
+    use crate::cross_domain::SendError;
+    match error {
+        ContextError::NotARing { .. } | ContextError::NotSendable { .. } => ErrorCode::InvalidResourceId,
+        ContextError::Initialised | ContextError::NoChannel | ContextError::NotOffered(_) => {
+            ErrorCode::InvalidParameter
+        }
+        ContextError::Send(SendError::Backlog { .. }) => ErrorCode::OutOfMemory,
+        ContextError::Send(SendError::Closed) | ContextError::Connect(_) => ErrorCode::Unspec,
+    }
+}

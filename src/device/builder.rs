@@ -1,0 +1,149 @@
+//! How a VMM states what its device is made of, and where it runs.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tokio::sync::mpsc::unbounded_channel;
+use vm_memory::GuestAddressSpace;
+
+use super::lifecycle::Setup;
+use super::{Device, DeviceTask, Shared};
+use crate::commands::{SCANOUTS, capset_count};
+use crate::cross_domain::HostSockets;
+use crate::limits::Limits;
+use crate::observe::Counters;
+use crate::protocol::config::Config;
+use crate::protocol::cross_domain::ChannelType;
+use crate::renderer::{RendererFactory, RendererThread};
+use crate::seams::SharedMemory;
+use crate::window::ReadOnlyPolicy;
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The alignment of blobs is no power of two of at least the host's page and at most 2 GiB.
+    #[error("a blob alignment of {alignment} is no power of two from {page} to 2^31")]
+    Alignment {
+        /// What was asked for, in bytes.
+        alignment: u64,
+        /// The host's page, in bytes.
+        page: u64,
+    },
+    /// The renderer or a thread did not start.
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// Makes a device.
+#[derive(Default)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct Builder {
+    limits: Limits,
+    window: Option<Box<dyn SharedMemory>>,
+    read_only: ReadOnlyPolicy,
+    alignment: Option<u64>,
+    hosts: HostSockets,
+    renderer: Option<RendererFactory>,
+}
+
+impl Builder {
+    /// A device without window, host sockets or renderer, with the default limits.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the device may take of its host.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The host-visible region that blobs are mapped into. Without it MAP is refused.
+    pub fn window(mut self, window: impl SharedMemory) -> Self {
+        self.window = Some(Box::new(window));
+        self
+    }
+
+    /// What happens to read-only buffers whose exporter refuses private mappings.
+    pub fn read_only(mut self, policy: ReadOnlyPolicy) -> Self {
+        self.read_only = policy;
+        self
+    }
+
+    /// Alignment of a blob's size and place in bytes, a power of two; the host's page where it is not stated.
+    pub fn blob_alignment(mut self, alignment: u64) -> Self {
+        self.alignment = Some(alignment);
+        self
+    }
+
+    /// Lets guests connect to the Unix socket at `path` by channels of this type.
+    pub fn host_socket(mut self, channel_type: ChannelType, path: impl Into<PathBuf>) -> Self {
+        self.hosts.offer(channel_type, path.into());
+        self
+    }
+
+    /// The renderer for contexts of its capability sets; `factory` is called on the renderer's own thread.
+    pub fn renderer(mut self, factory: RendererFactory) -> Self {
+        self.renderer = Some(factory);
+        self
+    }
+
+    /// Makes the handle, and the task for a tokio-uring runtime of the VMM's own.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn build<M: GuestAddressSpace>(self) -> Result<(Device<M>, DeviceTask<M>), BuildError> {
+        let page = rustix::param::page_size() as u64;
+        let alignment = self.alignment.unwrap_or(page);
+        if !alignment.is_power_of_two() || !(page..=1 << 31).contains(&alignment) {
+            return Err(BuildError::Alignment { alignment, page });
+        }
+        let renderer = self.renderer.map(RendererThread::start).transpose()?;
+        let config = Config {
+            events_read: 0.into(),
+            events_clear: 0.into(),
+            num_scanouts: SCANOUTS.into(),
+            num_capsets: capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len())).into(),
+            blob_alignment: (alignment as u32).into(),
+        };
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared { config, counters: Arc::clone(&counters), features: AtomicU64::new(0) });
+        let (sender, control) = unbounded_channel();
+        let setup = Setup {
+            limits: self.limits,
+            window: self.window,
+            read_only: self.read_only,
+            alignment,
+            hosts: self.hosts,
+            renderer,
+            counters,
+        };
+        Ok((Device { control: Some(sender), shared, thread: None }, DeviceTask { setup, control }))
+    }
+
+    /// Makes the device and gives it a thread of its own, which ends with the handle.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn spawn<M>(self) -> Result<Device<M>, BuildError>
+    where
+        M: GuestAddressSpace + Clone + Send + 'static,
+    {
+        let (mut device, task) = self.build()?;
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("virtio-gpu".into()).spawn(move || {
+            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+                Ok(runtime) => {
+                    let _ = started.send(Ok(()));
+                    runtime.block_on(task.run());
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+        })?;
+        start.recv().map_err(|_| io::Error::other("the device's thread ended at once"))??;
+        device.thread = Some(thread);
+        Ok(device)
+    }
+}

@@ -1,0 +1,84 @@
+//! Messages from a VMM to its device, and the replies. A reply can be awaited, or waited for by a thread that may block.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::sync::oneshot;
+
+use super::{Activation, BlobId};
+use crate::buffer::HostBuffer;
+
+/// The device's task has ended, so that nobody can reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the device has stopped")]
+pub struct DeviceGone;
+
+/// Why a driver's queues cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The device is active; it must be reset first.
+    #[error("the device is active already")]
+    Active,
+    /// No features have been acknowledged.
+    #[error("the driver has not acknowledged its features")]
+    NoFeatures,
+    /// A queue is not set up, or does not lie in guest memory.
+    #[error("queue {index}: {reason}")]
+    Queue {
+        /// 0 control, 1 cursor.
+        index: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Why a buffer was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("the buffer was not taken: {reason}")]
+pub struct OfferError {
+    /// In words.
+    pub reason: String,
+}
+
+/// The device's end of a reply.
+pub(super) type Answer<T> = oneshot::Sender<T>;
+
+/// What a VMM can ask of its device.
+pub(super) enum Control<M> {
+    Activate { activation: Box<Activation<M>>, features: u64, reply: Answer<Result<(), ActivateError>> },
+    Reset { reply: Answer<()> },
+    Offer { buffer: HostBuffer, reply: Answer<Result<BlobId, OfferError>> },
+    Stop { reply: Answer<()> },
+}
+
+/// A reply on its way. Await it, or [`wait`](Self::wait) for it on a thread that may block.
+#[derive(Debug)]
+#[must_use = "the reply says when it is done, and whether"]
+pub struct Reply<T>(oneshot::Receiver<T>);
+
+impl<T> Reply<T> {
+    pub(super) fn new() -> (Answer<T>, Self) {
+        let (answer, reply) = oneshot::channel();
+        (answer, Self(reply))
+    }
+
+    /// Blocks until the reply is there. Not for the thread that the device's task runs on: that would wait for itself.
+    ///
+    /// # Errors
+    /// The device's task has ended.
+    ///
+    /// # Panics
+    /// On a thread that is running a tokio runtime.
+    pub fn wait(self) -> Result<T, DeviceGone> {
+        self.0.blocking_recv().map_err(|_| DeviceGone)
+    }
+}
+
+impl<T> Future for Reply<T> {
+    type Output = Result<T, DeviceGone>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map_err(|_| DeviceGone)
+    }
+}

@@ -1,0 +1,146 @@
+//! What a VMM holds: a handle to a device that lives on a task of its own, and the builder that makes both.
+//! Calls that change the device are messages with a reply; configuration space and counters are read in place.
+
+mod builder;
+mod control;
+mod lifecycle;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc::UnboundedSender;
+use virtio_queue::Queue;
+use vm_memory::GuestAddressSpace;
+
+pub use builder::{BuildError, Builder};
+pub use control::{ActivateError, DeviceGone, OfferError, Reply};
+pub use lifecycle::DeviceTask;
+
+use crate::buffer::HostBuffer;
+use crate::observe::{Counters, Snapshot};
+use crate::protocol::config::Config;
+use crate::protocol::features::{self, FeatureError};
+use crate::seams::Interrupt;
+use control::Control;
+
+/// Most descriptors of each queue; a driver may set fewer.
+pub const QUEUE_SIZES: [u16; 2] = [1024, 64];
+
+/// A queue as the driver has set it up, and the eventfd that the driver's notifications write.
+#[derive(Debug)]
+pub struct QueueSetup {
+    /// rust-vmm's queue, ready, with its addresses set, and EVENT_IDX enabled where it was negotiated.
+    pub queue: Queue,
+    /// Written for every notification, by an ioeventfd or by the VMM. The device never reads it.
+    pub kick: OwnedFd,
+}
+
+/// Everything that comes with DRIVER_OK.
+pub struct Activation<M> {
+    /// Guest memory: what queues and requests may point into. The window is no part of it.
+    pub memory: M,
+    /// Queue 0.
+    pub control: QueueSetup,
+    /// Queue 1.
+    pub cursor: QueueSetup,
+    /// How the driver is interrupted.
+    pub interrupt: Box<dyn Interrupt>,
+}
+
+/// The offered id of a buffer, for a guest to create a blob of; bit 63 is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlobId(pub u64);
+
+/// What handle and task share without messages.
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    counters: Arc<Counters>,
+    features: AtomicU64,
+}
+
+/// A VMM's handle to its device. Dropping it stops the device.
+pub struct Device<M: GuestAddressSpace> {
+    control: Option<UnboundedSender<Control<M>>>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<M: GuestAddressSpace> Device<M> {
+    /// The feature bits to offer to the driver.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        features::OFFERED
+    }
+
+    /// The driver's choice, at FEATURES_OK.
+    ///
+    /// # Errors
+    /// A choice that cannot be served: the transport then leaves FEATURES_OK clear.
+    pub fn acknowledge(&self, features: u64) -> Result<(), FeatureError> {
+        features::check(features)?;
+        self.shared.features.store(features, Ordering::Release);
+        Ok(())
+    }
+
+    /// Reads the configuration space. What lies beyond its 20 bytes is zero.
+    pub fn read_config(&self, offset: u64, out: &mut [u8]) {
+        self.shared.config.read(offset, out);
+    }
+
+    /// Writes the configuration space. `events_clear` is the one register that takes writes, and no event is ever
+    /// pending, so nothing changes.
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        tracing::debug!(offset, len = data.len(), "configuration write");
+    }
+
+    /// The driver has set DRIVER_OK: takes over its queues. Requests that are in them already are found.
+    pub fn activate(&self, activation: Activation<M>) -> Reply<Result<(), ActivateError>> {
+        let features = self.shared.features.load(Ordering::Acquire);
+        self.send(|reply| Control::Activate { activation: Box::new(activation), features, reply })
+    }
+
+    /// The driver has written status 0. The reply comes when the device is quiet: nothing in the window, no descriptor
+    /// open, no access to the queues any more. It can be activated again then.
+    pub fn reset(&self) -> Reply<()> {
+        self.shared.features.store(0, Ordering::Release);
+        self.send(|reply| Control::Reset { reply })
+    }
+
+    /// Hands the device a buffer, for one context to create one blob of. An offer that nobody takes ends with the next
+    /// reset.
+    pub fn offer(&self, buffer: HostBuffer) -> Reply<Result<BlobId, OfferError>> {
+        self.send(|reply| Control::Offer { buffer, reply })
+    }
+
+    /// What the device has counted since it was made.
+    #[must_use]
+    pub fn counters(&self) -> Snapshot {
+        self.shared.counters.snapshot()
+    }
+
+    /// Stops the device as a reset does, and ends its task. The reply comes when it is quiet.
+    pub fn stop(&self) -> Reply<()> {
+        self.send(|reply| Control::Stop { reply })
+    }
+
+    fn send<T>(&self, message: impl FnOnce(control::Answer<T>) -> Control<M>) -> Reply<T> {
+        let (answer, reply) = Reply::new();
+        if let Some(control) = &self.control {
+            // A device that is gone drops the message, and with it the other end of the reply.
+            let _ = control.send(message(answer));
+        }
+        reply
+    }
+}
+
+impl<M: GuestAddressSpace> Drop for Device<M> {
+    fn drop(&mut self) {
+        self.control = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A queue with its kick: how requests reach the device task, and how it goes to sleep without missing one.
+
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll};
+
+use vm_memory::GuestAddressSpace;
+
+use crate::observe::warn_limited;
+use crate::queue::{Request, Ring, RingError, Signal};
+use crate::sys::ring::Readiness;
+
+/// A ring, the eventfd that announces its chains, and whether it may hold any.
+pub(crate) struct Source<M: GuestAddressSpace> {
+    ring: Ring<M>,
+    kick: Readiness<OwnedFd>,
+    /// There may be chains: kicks are off, and the ring is looked at in every turn.
+    busy: bool,
+    parked: bool,
+}
+
+impl<M: GuestAddressSpace> Source<M> {
+    pub(crate) fn new(ring: Ring<M>, kick: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self { ring, kick: Readiness::new(kick)?, busy: true, parked: false })
+    }
+
+    pub(crate) fn memory(&self) -> M::T {
+        self.ring.memory()
+    }
+
+    /// Takes note of kicks; true where there was one since the last call.
+    ///
+    /// The eventfd is never read: its readiness is edge-triggered, each write is an event of its own, and a counter of
+    /// 64 bits does not fill up. That saves a system call a kick.
+    pub(crate) fn poll_kick(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut kicked = false;
+        while let Poll::Ready(Ok(())) = self.kick.poll_event(cx) {
+            kicked = true;
+        }
+        self.busy |= kicked;
+        kicked
+    }
+
+    /// The next request; `None` when the ring is empty and the driver has been asked to kick again.
+    pub(crate) fn next(&mut self) -> Result<Option<Request>, RingError> {
+        if !self.busy || self.parked {
+            return Ok(None);
+        }
+        self.ring.disable_kicks()?;
+        loop {
+            let mut malformed = 0;
+            let popped = self.ring.pop(&mut malformed);
+            if malformed > 0 {
+                warn_limited!(malformed, "descriptor chains were malformed and were given back unread");
+            }
+            if let Some(request) = popped? {
+                return Ok(Some(request));
+            }
+            if !self.ring.enable_kicks()? {
+                self.busy = false;
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Gives a request back with its answer.
+    pub(crate) fn answer(&mut self, request: Request, answer: &[u8]) -> Result<(), RingError> {
+        let answer = request.answer(&*self.ring.memory(), answer);
+        if self.parked { Ok(()) } else { self.ring.give_back(answer) }
+    }
+
+    /// What the driver is to hear of this turn, and how many requests were lost in it.
+    pub(crate) fn take_signal(&mut self) -> Result<(Signal, u64), RingError> {
+        if self.parked {
+            return Ok((Signal::Nothing, 0));
+        }
+        let lost = self.ring.give_back_lost()?;
+        Ok((self.ring.take_signal()?, lost))
+    }
+
+    /// Stops serving a broken ring; false where that was done before.
+    pub(crate) fn park(&mut self) -> bool {
+        !std::mem::replace(&mut self.parked, true)
+    }
+}
