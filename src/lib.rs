@@ -43,6 +43,8 @@ mod renderer;
 mod resource;
 mod seams;
 mod sys;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod window;
 
 pub use buffer::{Access, BufferError, BufferKind, HostBuffer};

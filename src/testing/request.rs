@@ -1,0 +1,269 @@
+//! Requests as a driver writes them: a header, a body, whatever follows. Values are the caller's, right or wrong.
+
+use zerocopy::IntoBytes;
+
+use crate::protocol::cross_domain::{Init, MAX_IDENTIFIERS, SendReceive, StreamHeader, command, id_type};
+use crate::protocol::wire::{
+    AttachBacking, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, CtxCreate, FLAG_FENCE,
+    FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, Header, MemEntry, Rect, ResourceCreateBlob, ResourceId,
+    ResourceMapBlob, SetScanout, Submit3d, UpdateCursor, command_type as kind,
+};
+
+/// The bytes of a request, and how much room its answer takes.
+#[derive(Debug, Clone)]
+pub struct Request {
+    header: Header,
+    body: Vec<u8>,
+    response_len: usize,
+}
+
+impl Request {
+    /// A request of any type with any body; room for a bare header.
+    #[must_use]
+    pub fn new(kind: u32, body: &[u8]) -> Self {
+        Self { header: Header::new(kind), body: body.to_vec(), response_len: size_of::<Header>() }
+    }
+
+    /// In this context.
+    #[must_use]
+    pub fn context(mut self, context: u32) -> Self {
+        self.header.ctx_id = context.into();
+        self
+    }
+
+    /// With a fence on the global timeline.
+    #[must_use]
+    pub fn fenced(mut self, fence: u64) -> Self {
+        self.header.flags = (self.header.flags.get() | FLAG_FENCE).into();
+        self.header.fence_id = fence.into();
+        self
+    }
+
+    /// With the timeline of a ring.
+    #[must_use]
+    pub fn on_ring(mut self, ring: u8) -> Self {
+        self.header.flags = (self.header.flags.get() | FLAG_INFO_RING_IDX).into();
+        self.header.ring_idx = ring;
+        self
+    }
+
+    /// With this much room for the answer.
+    #[must_use]
+    pub fn response_len(mut self, len: usize) -> Self {
+        self.response_len = len;
+        self
+    }
+
+    /// Room for the answer in bytes.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.response_len
+    }
+
+    /// The request's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        [self.header.as_bytes(), &self.body].concat()
+    }
+
+    /// `GET_DISPLAY_INFO`: the command that does nothing.
+    #[must_use]
+    pub fn display_info() -> Self {
+        Self::new(kind::GET_DISPLAY_INFO, &[]).response_len(408)
+    }
+
+    /// `GET_CAPSET_INFO`.
+    #[must_use]
+    pub fn capset_info(index: u32) -> Self {
+        let body = GetCapsetInfo { capset_index: index.into(), padding: 0.into() };
+        Self::new(kind::GET_CAPSET_INFO, body.as_bytes()).response_len(40)
+    }
+
+    /// `GET_CAPSET`, with room for `size` bytes of it.
+    #[must_use]
+    pub fn capset(id: u32, version: u32, size: usize) -> Self {
+        let body = GetCapset { capset_id: id.into(), capset_version: version.into() };
+        Self::new(kind::GET_CAPSET, body.as_bytes()).response_len(24 + size)
+    }
+
+    /// `CTX_CREATE`.
+    #[must_use]
+    pub fn ctx_create(context: u32, capset: u32) -> Self {
+        let mut name = [0; 64];
+        name[..4].copy_from_slice(b"test");
+        let body = CtxCreate { nlen: 4.into(), context_init: capset.into(), debug_name: name };
+        Self::new(kind::CTX_CREATE, body.as_bytes()).context(context)
+    }
+
+    /// `CTX_DESTROY`.
+    #[must_use]
+    pub fn ctx_destroy(context: u32) -> Self {
+        Self::new(kind::CTX_DESTROY, &[]).context(context)
+    }
+
+    /// `CTX_ATTACH_RESOURCE`.
+    #[must_use]
+    pub fn ctx_attach(context: u32, resource: u32) -> Self {
+        Self::on_resource(kind::CTX_ATTACH_RESOURCE, resource).context(context)
+    }
+
+    /// `CTX_DETACH_RESOURCE`.
+    #[must_use]
+    pub fn ctx_detach(context: u32, resource: u32) -> Self {
+        Self::on_resource(kind::CTX_DETACH_RESOURCE, resource).context(context)
+    }
+
+    /// `SUBMIT_3D`.
+    #[must_use]
+    pub fn submit(context: u32, stream: &[u8]) -> Self {
+        let body = Submit3d { size: (stream.len() as u32).into(), padding: 0.into() };
+        Self::new(kind::SUBMIT_3D, &[body.as_bytes(), stream].concat()).context(context)
+    }
+
+    /// `RESOURCE_CREATE_BLOB` with every value.
+    #[must_use]
+    pub fn create_blob(resource: u32, memory: u32, flags: u32, blob_id: u64, size: u64, list: &[(u64, u32)]) -> Self {
+        let body = ResourceCreateBlob {
+            resource_id: resource.into(),
+            blob_mem: memory.into(),
+            blob_flags: flags.into(),
+            nr_entries: (list.len() as u32).into(),
+            blob_id: blob_id.into(),
+            size: size.into(),
+        };
+        Self::new(kind::RESOURCE_CREATE_BLOB, &[body.as_bytes(), &entries(list)].concat())
+    }
+
+    /// A blob of guest memory.
+    #[must_use]
+    pub fn guest_blob(resource: u32, size: u64, list: &[(u64, u32)]) -> Self {
+        Self::create_blob(resource, BLOB_MEM_GUEST, 0, 0, size, list)
+    }
+
+    /// A mappable and shareable blob of a host object.
+    #[must_use]
+    pub fn host_blob(context: u32, resource: u32, blob_id: u64, size: u64) -> Self {
+        let flags = BLOB_FLAG_MAPPABLE | BLOB_FLAG_SHAREABLE;
+        Self::create_blob(resource, BLOB_MEM_HOST3D, flags, blob_id, size, &[]).context(context)
+    }
+
+    /// `RESOURCE_MAP_BLOB`.
+    #[must_use]
+    pub fn map(resource: u32, offset: u64) -> Self {
+        let body = ResourceMapBlob { resource_id: resource.into(), padding: 0.into(), offset: offset.into() };
+        Self::new(kind::RESOURCE_MAP_BLOB, body.as_bytes()).response_len(32)
+    }
+
+    /// `RESOURCE_UNMAP_BLOB`.
+    #[must_use]
+    pub fn unmap(resource: u32) -> Self {
+        Self::on_resource(kind::RESOURCE_UNMAP_BLOB, resource)
+    }
+
+    /// `RESOURCE_UNREF`.
+    #[must_use]
+    pub fn unref(resource: u32) -> Self {
+        Self::on_resource(kind::RESOURCE_UNREF, resource)
+    }
+
+    /// `RESOURCE_ATTACH_BACKING`.
+    #[must_use]
+    pub fn attach_backing(resource: u32, list: &[(u64, u32)]) -> Self {
+        let body = AttachBacking { resource_id: resource.into(), nr_entries: (list.len() as u32).into() };
+        Self::new(kind::RESOURCE_ATTACH_BACKING, &[body.as_bytes(), &entries(list)].concat())
+    }
+
+    /// `RESOURCE_DETACH_BACKING`.
+    #[must_use]
+    pub fn detach_backing(resource: u32) -> Self {
+        Self::on_resource(kind::RESOURCE_DETACH_BACKING, resource)
+    }
+
+    /// `SET_SCANOUT`.
+    #[must_use]
+    pub fn set_scanout(scanout: u32, resource: u32) -> Self {
+        let rect = Rect { x: 0.into(), y: 0.into(), width: 64.into(), height: 64.into() };
+        let body = SetScanout { rect, scanout_id: scanout.into(), resource_id: resource.into() };
+        Self::new(kind::SET_SCANOUT, body.as_bytes())
+    }
+
+    /// `MOVE_CURSOR`.
+    #[must_use]
+    pub fn move_cursor(scanout: u32) -> Self {
+        Self::new(kind::MOVE_CURSOR, cursor(scanout, 0).as_bytes())
+    }
+
+    /// `UPDATE_CURSOR`.
+    #[must_use]
+    pub fn update_cursor(scanout: u32, resource: u32) -> Self {
+        Self::new(kind::UPDATE_CURSOR, cursor(scanout, resource).as_bytes())
+    }
+
+    fn on_resource(kind: u32, resource: u32) -> Self {
+        Self::new(kind, ResourceId { resource_id: resource.into(), padding: 0.into() }.as_bytes())
+    }
+
+    /// A cross-domain INIT of 20 bytes, or with `version` libkrun's of 24.
+    #[must_use]
+    pub fn stream_init(query_ring: u32, channel_ring: u32, channel_type: u32, version: Option<u32>) -> Vec<u8> {
+        let size = if version.is_some() { 24 } else { 20 };
+        let header = stream_header(command::INIT, size);
+        let init = Init {
+            header,
+            query_ring: query_ring.into(),
+            channel_ring: channel_ring.into(),
+            channel_type: channel_type.into(),
+        };
+        [init.as_bytes(), &version.map(u32::to_le_bytes).into_iter().flatten().collect::<Vec<u8>>()].concat()
+    }
+
+    /// A cross-domain POLL.
+    #[must_use]
+    pub fn stream_poll() -> Vec<u8> {
+        [stream_header(command::POLL, 16).as_bytes(), &[0; 8]].concat()
+    }
+
+    /// A cross-domain SEND of data and blobs.
+    ///
+    /// # Panics
+    /// With more than 28 blobs, or more data than a command of 64 KiB holds.
+    #[must_use]
+    pub fn stream_send(data: &[u8], blobs: &[u32]) -> Vec<u8> {
+        let size = u16::try_from(size_of::<SendReceive>() + data.len()).expect("a command of less than 64 KiB");
+        let mut head = SendReceive {
+            header: stream_header(command::SEND, size),
+            num_identifiers: (blobs.len() as u32).into(),
+            opaque_data_size: (data.len() as u32).into(),
+            identifiers: [0.into(); MAX_IDENTIFIERS],
+            identifier_types: [0.into(); MAX_IDENTIFIERS],
+            identifier_sizes: [0.into(); MAX_IDENTIFIERS],
+        };
+        for (slot, blob) in blobs.iter().enumerate() {
+            head.identifiers[slot] = (*blob).into();
+            head.identifier_types[slot] = id_type::VIRTGPU_BLOB.into();
+        }
+        [head.as_bytes(), data].concat()
+    }
+}
+
+fn stream_header(cmd: u8, size: u16) -> StreamHeader {
+    StreamHeader { cmd, ring_idx: 0, cmd_size: size.into(), padding: 0.into() }
+}
+
+fn cursor(scanout: u32, resource: u32) -> UpdateCursor {
+    UpdateCursor {
+        scanout_id: scanout.into(),
+        x: 10.into(),
+        y: 20.into(),
+        pos_padding: 0.into(),
+        resource_id: resource.into(),
+        hot_x: 0.into(),
+        hot_y: 0.into(),
+        padding: 0.into(),
+    }
+}
+
+fn entries(list: &[(u64, u32)]) -> Vec<u8> {
+    let entry = |(addr, len): &(u64, u32)| MemEntry { addr: (*addr).into(), length: (*len).into(), padding: 0.into() };
+    list.iter().flat_map(|piece| entry(piece).as_bytes().to_vec()).collect()
+}
