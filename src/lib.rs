@@ -42,6 +42,8 @@ mod queue;
 mod renderer;
 mod resource;
 mod seams;
+#[cfg(feature = "sources")]
+pub mod sources;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
