@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::mpsc::unbounded_channel;
 use vm_memory::GuestAddressSpace;
 
@@ -119,6 +120,7 @@ impl Builder {
             hosts: self.hosts,
             renderer,
             counters,
+            nudge: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
         };
         Ok((Device { control: Some(sender), shared, thread: None }, DeviceTask { setup, control }))
     }

@@ -2,6 +2,8 @@
 //! Control messages come before all other work, and only between turns, so that a reset never meets a command half done.
 
 use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -12,11 +14,12 @@ use super::{Activation, BlobId, QueueSetup};
 use crate::commands::{Gpu, Parts};
 use crate::cross_domain::HostSockets;
 use crate::limits::{Ledger, Limits};
-use crate::observe::Counters;
+use crate::observe::{Counters, error_limited};
 use crate::pipeline::{Active, Pipeline, Source};
 use crate::queue::Ring;
 use crate::renderer::{Capset, RendererEnd, RendererThread};
 use crate::seams::SharedMemory;
+use crate::sys::ring::Nudge;
 use crate::window::{ReadOnlyPolicy, Window};
 
 /// What the builder has gathered for a task.
@@ -28,6 +31,8 @@ pub(super) struct Setup {
     pub(super) hosts: HostSockets,
     pub(super) renderer: Option<(RendererThread, Vec<Capset>, RendererEnd)>,
     pub(super) counters: std::sync::Arc<Counters>,
+    /// An eventfd for the task's own use.
+    pub(super) nudge: OwnedFd,
 }
 
 /// A device that waits to be run. It can be sent to the thread that runs it.
@@ -43,9 +48,14 @@ impl<M: GuestAddressSpace + Clone + Send + 'static> DeviceTask<M> {
     pub async fn run(self) {
         let Self { setup, mut control } = self;
         let deadline = setup.limits.deadline;
-        let (mut pipeline, renderer) = assemble::<M>(setup);
+        let (mut pipeline, renderer) = match assemble::<M>(setup) {
+            Ok(assembled) => assembled,
+            Err(error) => return error_limited!(%error, "the runtime cannot watch descriptors; the device is gone"),
+        };
         loop {
-            match poll_fn(|cx| poll_next(&mut pipeline, &mut control, cx)).await {
+            // A turn is bounded by the pipeline itself, so the runtime need not count what it does.
+            let next = poll_fn(|cx| poll_next(&mut pipeline, &mut control, cx));
+            match tokio::task::unconstrained(next).await {
                 Some(Control::Activate { activation, features, reply }) => {
                     let _ = reply.send(activate(&mut pipeline, *activation, features));
                 }
@@ -82,8 +92,8 @@ fn poll_next<M: GuestAddressSpace + Clone + 'static>(
     pipeline.poll_turn(cx).map(|never| match never {})
 }
 
-fn assemble<M: GuestAddressSpace + Clone + 'static>(setup: Setup) -> (Pipeline<M>, Option<RendererEnd>) {
-    let Setup { limits, window, read_only, alignment, hosts, renderer, counters } = setup;
+fn assemble<M: GuestAddressSpace + Clone + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {
+    let Setup { limits, window, read_only, alignment, hosts, renderer, counters, nudge } = setup;
     let ledger = Ledger::new(&limits);
     let window =
         window.map(|memory| Window::new(memory, alignment, read_only, limits.deadline, std::rc::Rc::clone(&ledger)));
@@ -92,7 +102,7 @@ fn assemble<M: GuestAddressSpace + Clone + 'static>(setup: Setup) -> (Pipeline<M
         None => (None, Vec::new(), None),
     };
     let parts = Parts { window, hosts, renderer, capsets, alignment, limits, ledger, counters };
-    (Pipeline::new(Gpu::new(parts)), end)
+    Ok((Pipeline::new(Gpu::new(parts), Nudge::new(nudge)?), end))
 }
 
 fn activate<M: GuestAddressSpace + Clone + 'static>(

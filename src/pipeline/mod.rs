@@ -29,6 +29,7 @@ use crate::protocol::{Body, Command, DecodeError, ErrorCode, Response};
 use crate::queue::{Request, RingError, Signal};
 use crate::resource::GuestRam;
 use crate::seams::{Interrupt, LocalFuture};
+use crate::sys::ring::Nudge;
 use scoreboard::{Order, Scoreboard};
 
 /// Most requests that one queue is served in a turn.
@@ -86,6 +87,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     quarantine: FuturesUnordered<LocalFuture<()>>,
     channels: SelectAll<Channel<ContextKey>>,
     fences: UnboundedReceiver<Ticket>,
+    /// For turns that end with more to do.
+    nudge: Nudge,
     /// Something was added to the sets above that has not been polled yet.
     fresh: bool,
     response: Vec<u8>,
@@ -93,7 +96,7 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
 }
 
 impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
-    pub(crate) fn new(mut gpu: Gpu) -> Self {
+    pub(crate) fn new(mut gpu: Gpu, nudge: Nudge) -> Self {
         let (sink, fences) = unbounded_channel();
         gpu.outbox.fence_sink = Some(sink);
         let decode_limits = DecodeLimits {
@@ -110,6 +113,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             quarantine: FuturesUnordered::new(),
             channels: SelectAll::new(),
             fences,
+            nudge,
             fresh: false,
             response: Vec::new(),
             decode_limits,
@@ -132,6 +136,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
 
     /// One turn. Ready never comes: the device task ends by its control messages.
     pub(crate) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<std::convert::Infallible> {
+        self.nudge.arm(cx);
         let mut more = self.poll_work(cx);
         more |= self.poll_queue(cx, Lane::Cursor);
         more |= self.poll_queue(cx, Lane::Control);
@@ -141,7 +146,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         }
         self.interrupt();
         if more {
-            cx.waker().wake_by_ref();
+            self.nudge.again();
         }
         Poll::Pending
     }

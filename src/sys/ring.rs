@@ -137,6 +137,34 @@ impl<T: AsFd> Readiness<T> {
     }
 }
 
+/// A way to be polled again soon, by way of the runtime's reactor.
+///
+/// tokio-uring submits operations only when the runtime goes to sleep, which it never does while some task wakes itself. A
+/// task with more to do than one turn holds therefore asks to be woken by an event: everybody else has a turn first,
+/// and whatever was submitted reaches the kernel.
+pub(crate) struct Nudge(Readiness<OwnedFd>);
+
+impl Nudge {
+    /// Registers an eventfd of the caller's with the runtime.
+    ///
+    /// # Errors
+    /// As [`Readiness::new`].
+    pub(crate) fn new(event: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Readiness::new(event)?))
+    }
+
+    /// Asks for another turn.
+    pub(crate) fn again(&self) {
+        // The counter cannot fill up, and nothing else can go wrong with an eventfd.
+        let _ = rustix::io::write(self.0.as_fd(), &1u64.to_ne_bytes());
+    }
+
+    /// Takes note that the turn has come, and watches for the next request.
+    pub(crate) fn arm(&self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Ok(())) = self.0.poll_event(cx) {}
+    }
+}
+
 impl<T: AsFd> AsFd for Readiness<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inner.get_ref().0.as_fd()
@@ -164,6 +192,23 @@ mod tests {
                 rustix::io::write(&kicker, &1u64.to_ne_bytes()).expect("kick");
                 poll_fn(|cx| ready.poll_event(cx)).await.expect("kicked");
             }
+        });
+    }
+
+    #[test]
+    fn a_task_that_is_always_busy_never_keeps_operations_from_the_kernel() {
+        tokio_uring::start(async {
+            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd");
+            let nudge = Nudge::new(event).expect("registered");
+            let busy = tokio_uring::spawn(tokio::task::unconstrained(poll_fn(move |cx| {
+                nudge.arm(cx);
+                nudge.again();
+                Poll::<()>::Pending
+            })));
+            let (left, _right) = std::os::unix::net::UnixStream::pair().expect("sockets");
+            let closed = tokio::time::timeout(std::time::Duration::from_secs(10), close(left.into()));
+            closed.await.expect("submitted beside the busy task").expect("closed");
+            busy.abort();
         });
     }
 
