@@ -62,3 +62,6 @@ pub use renderer::{BlobRequest, Capset, Fence, Renderer, RendererError, Renderer
 pub use seams::{Interrupt, LocalFuture, PlaceError, Protection, SharedMemory, Work};
 pub use window::{HostWindow, ReadOnlyPolicy};
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

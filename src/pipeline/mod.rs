@@ -2,34 +2,34 @@
 //! Every turn serves its sources in a fixed order (finished work, fences, channels, cursor queue, control queue), each
 //! only so far that none starves another, and ends with at most one interrupt a queue.
 
+mod intake;
+mod quiesce;
+mod ram;
 mod scoreboard;
 mod source;
 
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, StreamExt};
 use slotmap::SecondaryMap;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tracing::{Span, debug, debug_span};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory};
+use tracing::{Span, debug};
+use vm_memory::GuestAddressSpace;
 
 pub(crate) use source::Source;
 
-use crate::commands::{Claim, Claims, ContextKey, FenceState, Finish, Gpu, Refusal, Step, Ticket, claims};
+use crate::commands::{Claim, ContextKey, FenceState, Finish, Gpu, Refusal, Step, Ticket};
 use crate::cross_domain::Channel;
 use crate::observe::{error_limited, warn_limited};
-use crate::protocol::command::{needed_feature, response_len};
-use crate::protocol::decode::{DecodeLimits, Head, decode};
+use crate::protocol::decode::DecodeLimits;
 use crate::protocol::wire::Header;
-use crate::protocol::{Body, Command, DecodeError, ErrorCode, Response};
+use crate::protocol::{Command, Response};
 use crate::queue::{Request, RingError, Signal};
-use crate::resource::GuestRam;
 use crate::seams::{Interrupt, LocalFuture};
 use crate::sys::ring::Nudge;
+use ram::Ram;
 use scoreboard::{Order, Scoreboard};
 
 /// Most requests that one queue is served in a turn.
@@ -91,6 +91,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     nudge: Nudge,
     /// Something was added to the sets above that has not been polled yet.
     fresh: bool,
+    /// The device has stopped popping until commands are answered.
+    full: bool,
     response: Vec<u8>,
     decode_limits: DecodeLimits,
 }
@@ -115,6 +117,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             fences,
             nudge,
             fresh: false,
+            full: false,
             response: Vec::new(),
             decode_limits,
         }
@@ -162,7 +165,6 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             let _entered = span.enter();
             let outcome = finish(&mut self.gpu);
             self.executed(ticket, outcome);
-            self.take_outbox();
         }
         while budget > 0
             && let Poll::Ready(Some(ticket)) = self.fences.poll_recv(cx)
@@ -177,6 +179,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             budget -= 1;
             self.gpu.channel_event(context, event);
             self.take_outbox();
+            self.obey();
         }
         for rest in [&mut self.chores, &mut self.quarantine] {
             while budget > 0
@@ -190,17 +193,17 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
 
     /// Serves a queue for a turn; true where there is more to do.
     fn poll_queue(&mut self, cx: &mut Context<'_>, lane: Lane) -> bool {
-        let counters = std::sync::Arc::clone(&self.gpu.counters);
         let Some(source) = self.source(lane) else { return false };
         if source.poll_kick(cx) {
-            counters.kicks.bump();
+            self.gpu.counters.kicks.bump();
         }
         for _ in 0..REQUESTS_A_TURN {
             if lane == Lane::Control && self.board.len() >= self.gpu.limits.commands_in_flight {
                 // The guest's ring is the buffer: whatever ends next continues from here.
-                self.gpu.counters.stalls_full.bump();
+                self.gpu.counters.stalls_full.add(u64::from(!std::mem::replace(&mut self.full, true)));
                 return false;
             }
+            self.full = false;
             let Some(source) = self.source(lane) else { return false };
             match source.next() {
                 Ok(Some(request)) => self.arrived(lane, request),
@@ -222,102 +225,6 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         })
     }
 
-    /// A request has been popped: decodes it, and runs it or lets the scoreboard decide.
-    fn arrived(&mut self, lane: Lane, mut request: Request) {
-        self.gpu.counters.commands.bump();
-        let (header, command) = self.decode(lane, &mut request);
-        let Some(header) = header else { return self.answer(lane, request, None, &ErrorCode::InvalidParameter.into()) };
-        let span = debug_span!(
-            "command",
-            kind = format_args!("{:#x}", header.kind.get()),
-            context = header.ctx_id.get(),
-            fence = header.fenced().then(|| header.fence_id.get()),
-            ring = header.on_ring().then_some(header.ring_idx),
-        );
-        let claims = command.as_ref().map(|command| claims(&header, command)).unwrap_or_default();
-        let timeline = if lane == Lane::Control { timeline(&header) } else { None };
-        self.gpu.counters.fenced.add(u64::from(header.fenced()));
-        if claims.is_empty() && timeline.is_none() {
-            let begun = span.in_scope(|| command.and_then(|command| self.gpu.begin(&header, command)));
-            let response = match begun {
-                Ok(Step::Done(response)) => response,
-                Ok(Step::Later(future)) => {
-                    return self.goes_on(Job { request, header, span, stage: Stage::Running }, future);
-                }
-                Err(refusal) => span.in_scope(|| self.refuse(&refusal)),
-            };
-            return self.answer(lane, request, Some(&header), &response);
-        }
-        let ticket = self.board.arrived(claims, timeline);
-        match command {
-            Ok(command) => {
-                self.jobs.insert(ticket, Job { request, header, span, stage: Stage::Waiting(command) });
-                self.obey();
-            }
-            Err(refusal) => {
-                self.jobs.insert(ticket, Job { request, header, span, stage: Stage::Running });
-                self.executed(ticket, Err(refusal));
-            }
-        }
-    }
-
-    /// A command that claims nothing takes its time all the same.
-    fn goes_on(&mut self, job: Job, future: LocalFuture<Finish>) {
-        let ticket = self.board.arrived(Claims::new(), None);
-        self.jobs.insert(ticket, job);
-        self.fly(ticket, future);
-        self.obey();
-    }
-
-    fn fly(&mut self, ticket: Ticket, future: LocalFuture<Finish>) {
-        debug!("waiting");
-        self.in_flight.push(Box::pin(future.map(move |finish| (ticket, finish))));
-        self.fresh = true;
-    }
-
-    fn decode(&self, lane: Lane, request: &mut Request) -> (Option<Header>, Result<Command, Refusal>) {
-        let Some(active) = &self.active else { return (None, Err(Refusal::Inactive)) };
-        let source = if lane == Lane::Control { &active.control } else { &active.cursor };
-        let memory = source.memory();
-        let body = RequestBody { request, memory: &*memory };
-        let (header, head) = match Head::read(&body) {
-            Ok(read) => read,
-            Err(error) => return (None, Err(error.into())),
-        };
-        let command = self
-            .check(lane, &header, &body)
-            .and_then(|()| decode(&header, &head, &body, &self.decode_limits).map_err(Refusal::from));
-        self.response_of_last_resort(&header, request);
-        (Some(header), command)
-    }
-
-    /// What can be said before the command is read: its queue, its feature, room for its answer.
-    fn check(&self, lane: Lane, header: &Header, body: &RequestBody<'_, impl GuestMemory>) -> Result<(), Refusal> {
-        let kind = header.kind.get();
-        if (kind >= 0x300) != (lane == Lane::Cursor) {
-            let unknown = DecodeError::Unknown { kind };
-            return Err(if (0x300..0x302).contains(&kind) || kind < 0x300 {
-                Refusal::WrongQueue
-            } else {
-                unknown.into()
-            });
-        }
-        let feature = needed_feature(kind);
-        if self.gpu.features & feature != feature {
-            return Err(Refusal::NotNegotiated { feature });
-        }
-        let (needed, have) = (response_len(kind), body.request.writable_len());
-        if have < needed { Err(Refusal::ResponseSpace { needed, have }) } else { Ok(()) }
-    }
-
-    fn response_of_last_resort(&self, header: &Header, request: &mut Request) {
-        let mut bytes = Vec::with_capacity(size_of::<Header>());
-        Response::from(ErrorCode::Unspec).encode(header, &mut bytes);
-        if let Ok(answer) = bytes.try_into() {
-            request.set_fallback(answer);
-        }
-    }
-
     /// Does what the scoreboard orders until it has nothing more to say.
     fn obey(&mut self) {
         while let Some(order) = self.board.next_order() {
@@ -327,12 +234,17 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
                     if let Some(Job { request, header, span, stage: Stage::Executed(response) }) =
                         self.jobs.remove(ticket)
                     {
-                        span.in_scope(|| debug!("answered"));
-                        self.answer(Lane::Control, request, Some(&header), &response);
+                        span.in_scope(|| self.answer(Lane::Control, request, Some(&header), &response));
                     }
                 }
             }
         }
+    }
+
+    fn fly(&mut self, ticket: Ticket, future: LocalFuture<Finish>) {
+        debug!("waiting");
+        self.in_flight.push(Box::pin(future.map(move |finish| (ticket, finish))));
+        self.fresh = true;
     }
 
     fn start(&mut self, ticket: Ticket) {
@@ -346,12 +258,13 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             Ok(Step::Later(future)) => self.fly(ticket, future),
             Err(refusal) => self.book(ticket, Err(refusal)),
         }
-        self.take_outbox_without_orders();
+        self.take_outbox();
     }
 
     /// A command's work is done: books it and does what follows from that.
     fn executed(&mut self, ticket: Ticket, outcome: Result<Response, Refusal>) {
         self.book(ticket, outcome);
+        self.take_outbox();
         self.obey();
     }
 
@@ -385,6 +298,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             let refusal = Refusal::ResponseSpace { needed: self.response.len(), have: request.writable_len() };
             self.refuse(&refusal).encode(&header, &mut self.response);
         }
+        debug!("answered");
         let counters = &self.gpu.counters;
         if matches!(response, Response::Error(_)) {
             counters.answers_error.bump()
@@ -437,13 +351,8 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         }
     }
 
-    /// Takes up what commands have left, and does what follows from it.
+    /// Takes up what commands have left.
     fn take_outbox(&mut self) {
-        self.take_outbox_without_orders();
-        self.obey();
-    }
-
-    fn take_outbox_without_orders(&mut self) {
         let outbox = &mut self.gpu.outbox;
         self.fresh |= !(outbox.channels.is_empty() && outbox.chores.is_empty() && outbox.quarantine.is_empty());
         self.channels.extend(outbox.channels.drain(..));
@@ -452,85 +361,5 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         for ticket in outbox.signalled.drain(..) {
             self.board.signalled(ticket);
         }
-    }
-
-    /// Stops serving, ends everything that the guest has begun, and gives up everything that it has made. What does not
-    /// end by the deadline is set aside: it keeps its range of the window and its descriptor until it does.
-    pub(crate) async fn quiesce(&mut self, deadline: Duration) {
-        self.active = None;
-        self.jobs.drain().for_each(|(_, job)| job.request.abandon());
-        let ends = tokio::time::Instant::now() + deadline;
-        let ended = tokio::time::timeout_at(ends, poll_fn(|cx| self.poll_ends(cx))).await;
-        self.set_aside(ended.is_err());
-        self.board.clear();
-        let mut releasing: FuturesUnordered<_> = self.gpu.release_all().into_iter().collect();
-        self.take_outbox_without_orders();
-        while let Ok(Some(retired)) = tokio::time::timeout_at(ends, releasing.next()).await {
-            self.gpu.released(retired);
-        }
-        self.set_aside(!releasing.is_empty());
-        self.quarantine.extend(releasing.into_iter().map(|rest| Box::pin(rest.map(drop)) as LocalFuture<()>));
-        let _ = tokio::time::timeout_at(ends, poll_fn(|cx| self.poll_ends(cx))).await;
-        self.take_outbox_without_orders();
-        self.board.clear();
-    }
-
-    /// Ready when no command's work and no call of the renderer is under way, and every channel has been heard.
-    fn poll_ends(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Poll::Ready(Some((_, finish))) = self.in_flight.poll_next_unpin(cx) {
-            // Booked like any other, so that what it placed or made is found and given up below; nobody is answered.
-            let _ = finish(&mut self.gpu);
-        }
-        while let Poll::Ready(Some(_)) = self.channels.poll_next_unpin(cx) {}
-        while let Poll::Ready(Some(())) = self.chores.poll_next_unpin(cx) {}
-        if self.in_flight.is_empty() && self.chores.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// Work that did not end goes on behind the device's back; what it yields is dropped, and with it what it owns.
-    fn set_aside(&mut self, stuck: bool) {
-        let left = self.in_flight.len() as u64;
-        if !stuck {
-            return;
-        }
-        self.gpu.counters.quarantined.add(left.max(1));
-        warn_limited!(left, "work did not end before the deadline and is set aside");
-        let in_flight = std::mem::take(&mut self.in_flight);
-        self.quarantine.extend(in_flight.into_iter().map(|work| Box::pin(work.map(drop)) as LocalFuture<()>));
-    }
-}
-
-fn timeline(header: &Header) -> Option<Timeline> {
-    let ring = Timeline::Ring { context: header.ctx_id.get(), ring: header.ring_idx };
-    header.fenced().then_some(if header.on_ring() { ring } else { Timeline::Global })
-}
-
-/// The readable part of a request, as the protocol room wants it.
-struct RequestBody<'a, G> {
-    request: &'a Request,
-    memory: &'a G,
-}
-
-impl<G: GuestMemory> Body for RequestBody<'_, G> {
-    fn len(&self) -> usize {
-        self.request.readable_len()
-    }
-
-    fn read(&self, offset: usize, out: &mut [u8]) -> bool {
-        self.request.read(self.memory, offset, out)
-    }
-}
-
-/// Guest memory for the rooms below.
-struct Ram<M>(M);
-
-impl<M: GuestAddressSpace> GuestRam for Ram<M> {
-    fn contains(&self, address: u64, len: u64) -> bool {
-        let Ok(len) = usize::try_from(len) else { return false };
-        let access = vm_memory::Permissions::ReadWrite;
-        self.0.memory().check_range(GuestAddress(address), len, access)
-    }
-
-    fn write(&self, address: u64, data: &[u8]) -> bool {
-        self.0.memory().write_slice(data, GuestAddress(address)).is_ok()
     }
 }

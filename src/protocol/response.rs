@@ -60,12 +60,16 @@ impl Response {
         }
     }
 
+    /// The head of the answer to `request`.
+    pub(crate) fn header(&self, request: &Header) -> Header {
+        let flags = request.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX);
+        Header { kind: self.kind().into(), flags: flags.into(), padding: [0; 3], ..*request }
+    }
+
     /// Writes the answer to `request` into `out`, which is emptied first.
     pub(crate) fn encode(&self, request: &Header, out: &mut Vec<u8>) {
         out.clear();
-        let flags = request.flags.get() & (FLAG_FENCE | FLAG_INFO_RING_IDX);
-        let header = Header { kind: self.kind().into(), flags: flags.into(), padding: [0; 3], ..*request };
-        out.extend_from_slice(header.as_bytes());
+        out.extend_from_slice(self.header(request).as_bytes());
         match self {
             Self::NoData | Self::Error(_) => {}
             Self::DisplayInfo(displays) => out.extend_from_slice(displays.as_bytes()),

@@ -1,0 +1,117 @@
+//! From a popped request to a command that runs or waits: decoding, what can be refused at sight, and the scoreboard's
+//! verdict. A command that claims nothing and is not fenced is answered on the spot.
+
+use tracing::{debug, debug_span};
+use vm_memory::{GuestAddressSpace, GuestMemory};
+use zerocopy::transmute;
+
+use super::{Job, Lane, Pipeline, Stage, Timeline};
+use crate::commands::{Claims, Finish, Refusal, Step, claims};
+use crate::protocol::command::{needed_feature, response_len};
+use crate::protocol::decode::{Head, decode};
+use crate::protocol::wire::{Header, command_type};
+use crate::protocol::{Body, Command, ErrorCode, Response};
+use crate::queue::Request;
+use crate::seams::LocalFuture;
+
+impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
+    /// A request has been popped: decodes it, and runs it or lets the scoreboard decide.
+    pub(super) fn arrived(&mut self, lane: Lane, mut request: Request) {
+        self.gpu.counters.commands.bump();
+        let (header, command) = self.decode(lane, &mut request);
+        let Some(header) = header else { return self.answer(lane, request, None, &ErrorCode::InvalidParameter.into()) };
+        let span = debug_span!(
+            "command",
+            kind = format_args!("{:#x}", header.kind.get()),
+            context = header.ctx_id.get(),
+            fence = header.fenced().then(|| header.fence_id.get()),
+            ring = header.on_ring().then_some(header.ring_idx),
+        );
+        let claims = command.as_ref().map(|command| claims(&header, command)).unwrap_or_default();
+        let timeline = if lane == Lane::Control { timeline(&header) } else { None };
+        self.gpu.counters.fenced.add(u64::from(header.fenced()));
+        if claims.is_empty() && timeline.is_none() {
+            let begun = span.in_scope(|| command.and_then(|command| self.gpu.begin(&header, command)));
+            let response = match begun {
+                Ok(Step::Done(response)) => response,
+                Ok(Step::Later(future)) => {
+                    return self.goes_on(Job { request, header, span, stage: Stage::Running }, future);
+                }
+                Err(refusal) => span.in_scope(|| self.refuse(&refusal)),
+            };
+            return span.in_scope(|| self.answer(lane, request, Some(&header), &response));
+        }
+        let ticket = self.board.arrived(claims, timeline);
+        match command {
+            Ok(command) => {
+                self.jobs.insert(ticket, Job { request, header, span: span.clone(), stage: Stage::Waiting(command) });
+                self.obey();
+                if self.jobs.get(ticket).is_some_and(|job| matches!(job.stage, Stage::Waiting(_))) {
+                    span.in_scope(|| debug!("waiting for an earlier command"));
+                }
+            }
+            Err(refusal) => {
+                self.jobs.insert(ticket, Job { request, header, span, stage: Stage::Running });
+                self.executed(ticket, Err(refusal));
+            }
+        }
+    }
+
+    /// A command that claims nothing takes its time all the same.
+    fn goes_on(&mut self, job: Job, future: LocalFuture<Finish>) {
+        let ticket = self.board.arrived(Claims::new(), None);
+        self.jobs.insert(ticket, job);
+        self.fly(ticket, future);
+        self.obey();
+    }
+
+    fn decode(&self, lane: Lane, request: &mut Request) -> (Option<Header>, Result<Command, Refusal>) {
+        let Some(active) = &self.active else { return (None, Err(Refusal::Inactive)) };
+        let source = if lane == Lane::Control { &active.control } else { &active.cursor };
+        let memory = source.memory();
+        let body = RequestBody { request, memory: &*memory };
+        let (header, head) = match Head::read(&body) {
+            Ok(read) => read,
+            Err(error) => return (None, Err(error.into())),
+        };
+        let command = self
+            .check(lane, header.kind.get(), request.writable_len())
+            .and_then(|()| Ok(decode(&header, &head, &body, &self.decode_limits)?));
+        request.set_fallback(transmute!(Response::from(ErrorCode::Unspec).header(&header)));
+        (Some(header), command)
+    }
+
+    /// What can be said before the command is read: its queue, its feature, room for its answer.
+    fn check(&self, lane: Lane, kind: u32, room: usize) -> Result<(), Refusal> {
+        if matches!(kind, command_type::UPDATE_CURSOR | command_type::MOVE_CURSOR) != (lane == Lane::Cursor) {
+            return Err(Refusal::WrongQueue);
+        }
+        let feature = needed_feature(kind);
+        if self.gpu.features & feature != feature {
+            return Err(Refusal::NotNegotiated { feature });
+        }
+        let needed = response_len(kind);
+        if room < needed { Err(Refusal::ResponseSpace { needed, have: room }) } else { Ok(()) }
+    }
+}
+
+fn timeline(header: &Header) -> Option<Timeline> {
+    let ring = Timeline::Ring { context: header.ctx_id.get(), ring: header.ring_idx };
+    header.fenced().then_some(if header.on_ring() { ring } else { Timeline::Global })
+}
+
+/// The readable part of a request, as the protocol room wants it.
+struct RequestBody<'a, G> {
+    request: &'a Request,
+    memory: &'a G,
+}
+
+impl<G: GuestMemory> Body for RequestBody<'_, G> {
+    fn len(&self) -> usize {
+        self.request.readable_len()
+    }
+
+    fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        self.request.read(self.memory, offset, out)
+    }
+}

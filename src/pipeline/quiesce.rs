@@ -1,0 +1,67 @@
+//! How the device task comes to rest: everything that the guest has begun ends, and everything that it has made is given
+//! up. What does not end by the deadline is set aside with all that it holds, so that a reset always answers.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{Instant, timeout_at};
+use vm_memory::GuestAddressSpace;
+
+use super::Pipeline;
+use crate::observe::warn_limited;
+use crate::seams::LocalFuture;
+
+impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
+    /// Stops serving and gives everything up. The queues and guest memory are not touched any more from the start, and
+    /// no command is under way at the end, but for what is set aside.
+    pub(crate) async fn quiesce(&mut self, deadline: Duration) {
+        self.active = None;
+        self.jobs.drain().for_each(|(_, job)| job.request.abandon());
+        let ends = Instant::now() + deadline;
+        self.end_work(ends).await;
+        let mut releasing: FuturesUnordered<_> = self.gpu.release_all().into_iter().collect();
+        self.take_outbox();
+        while let Ok(Some(retired)) = timeout_at(ends, releasing.next()).await {
+            self.gpu.released(retired);
+        }
+        self.set_aside(releasing);
+        self.end_work(ends).await;
+        self.take_outbox();
+        self.board.clear();
+    }
+
+    /// Waits for commands and for calls of the renderer.
+    async fn end_work(&mut self, ends: Instant) {
+        if timeout_at(ends, poll_fn(|cx| self.poll_ends(cx))).await.is_err() {
+            let stuck = std::mem::take(&mut self.in_flight);
+            self.set_aside(stuck);
+            let stuck = std::mem::take(&mut self.chores);
+            self.set_aside(stuck);
+        }
+    }
+
+    /// Ready when no command's work and no call of the renderer is under way, and every channel has been heard.
+    fn poll_ends(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Poll::Ready(Some((_, finish))) = self.in_flight.poll_next_unpin(cx) {
+            // Booked like any other, so that what it placed or made is found and given up; nobody is answered.
+            let _ = finish(&mut self.gpu);
+        }
+        while let Poll::Ready(Some(_)) = self.channels.poll_next_unpin(cx) {}
+        while let Poll::Ready(Some(())) = self.chores.poll_next_unpin(cx) {}
+        if self.in_flight.is_empty() && self.chores.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Lets work go on behind the device's back; what it yields is dropped, and with it what it owns.
+    fn set_aside<T: 'static>(&mut self, stuck: FuturesUnordered<LocalFuture<T>>) {
+        if stuck.is_empty() {
+            return;
+        }
+        self.gpu.counters.quarantined.add(stuck.len() as u64);
+        warn_limited!(count = stuck.len(), "work did not end before the deadline and is set aside");
+        self.quarantine.extend(stuck.into_iter().map(|work| Box::pin(work.map(drop)) as LocalFuture<()>));
+        self.fresh = true;
+    }
+}

@@ -1,0 +1,19 @@
+//! Guest memory as the rooms below the queues see it: two questions, asked anew each time, because regions may go.
+
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
+
+use crate::resource::GuestRam;
+
+/// A VMM's guest memory.
+pub(super) struct Ram<M>(pub(super) M);
+
+impl<M: GuestAddressSpace> GuestRam for Ram<M> {
+    fn contains(&self, address: u64, len: u64) -> bool {
+        let Ok(len) = usize::try_from(len) else { return false };
+        self.0.memory().check_range(GuestAddress(address), len, Permissions::ReadWrite)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> bool {
+        self.0.memory().write_slice(data, GuestAddress(address)).is_ok()
+    }
+}
