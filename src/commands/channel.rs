@@ -9,6 +9,7 @@ use crate::cross_domain::{Event, Item};
 use crate::limits::Quota;
 use crate::observe::warn_limited;
 use crate::protocol::cross_domain::{Identifier, id_type, receive};
+use crate::resource::Blob;
 
 impl Gpu {
     /// Takes an event of a channel. What comes for a context that is gone is closed.
@@ -45,10 +46,17 @@ impl Gpu {
         self.signal_credits(key, usize::MAX);
     }
 
+    /// Writes a message into the channel ring; false where the ring is not the guest's to be written any more: detached,
+    /// unreferenced, without backing, or no longer RAM.
     fn deliver(&mut self, key: ContextKey, message: &[u8]) -> bool {
         let Some(ram) = self.ram.clone() else { return false };
-        let Some(context) = self.contexts.get_mut(key).and_then(|row| row.cross_domain()) else { return false };
-        context.deliver(message, &self.resources, &*ram)
+        let Some(row) = self.contexts.get_mut(key) else { return false };
+        let ring = row.cross_domain().and_then(|context| context.ring());
+        let Some(ring) = ring.filter(|ring| row.resources.contains(ring)) else { return false };
+        match self.resources.get(ring).map(|resource| &resource.blob) {
+            Some(Blob::Guest(blob)) => blob.backing.as_ref().is_some_and(|backing| backing.write(&*ram, message)),
+            _ => false,
+        }
     }
 
     fn signal_credits(&mut self, key: ContextKey, most: usize) {

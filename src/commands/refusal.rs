@@ -112,7 +112,7 @@ fn map_code(error: &MapError) -> ErrorCode {
         | MapError::Truncated { .. } => ErrorCode::InvalidParameter,
         MapError::Limit(_) => ErrorCode::OutOfMemory,
         MapError::Place { source: PlaceError::Refused { source } | PlaceError::Moved { source }, .. }
-            if source.kind() == std::io::ErrorKind::OutOfMemory =>
+            if exhausted(source) =>
         {
             ErrorCode::OutOfMemory
         }
@@ -128,6 +128,13 @@ fn context_code(error: &ContextError) -> ErrorCode {
             ErrorCode::InvalidParameter
         }
         ContextError::Send(SendError::Backlog { .. }) => ErrorCode::OutOfMemory,
+        ContextError::Connect(error) if exhausted(error) => ErrorCode::OutOfMemory,
         ContextError::Send(SendError::Closed) | ContextError::Connect(_) => ErrorCode::Unspec,
     }
+}
+
+/// The process or the host has no room for one more descriptor, or no memory.
+fn exhausted(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS))
 }

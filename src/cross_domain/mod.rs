@@ -13,7 +13,7 @@ pub(crate) use items::{Item, Items};
 
 use crate::buffer::HostBuffer;
 use crate::protocol::cross_domain::{Capabilities, ChannelType, MIN_RING_LEN, SendReceive};
-use crate::resource::{Blob, GuestRam, Resource, ResourceKey, Table};
+use crate::resource::ResourceKey;
 
 /// Longest message that is read from a service at once, whatever the ring's size.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -132,16 +132,12 @@ impl Context {
         }
     }
 
-    /// Writes a message into the channel ring; false where the ring is no more.
-    pub(crate) fn deliver<C: slotmap::Key>(
-        &self,
-        message: &[u8],
-        resources: &Table<ResourceKey, Resource<C>>,
-        ram: &dyn GuestRam,
-    ) -> bool {
-        let (Link::Open { ring, .. } | Link::Ended { ring }) = self.link else { return false };
-        let Some(Blob::Guest(blob)) = resources.get(ring).map(|resource| &resource.blob) else { return false };
-        blob.backing.as_ref().is_some_and(|backing| backing.write(ram, message))
+    /// The resource that messages of the channel are written to.
+    pub(crate) fn ring(&self) -> Option<ResourceKey> {
+        match self.link {
+            Link::Open { ring, .. } | Link::Ended { ring } => Some(ring),
+            Link::Fresh | Link::QueriesOnly => None,
+        }
     }
 }
 

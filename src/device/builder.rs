@@ -19,6 +19,7 @@ use crate::protocol::config::Config;
 use crate::protocol::cross_domain::ChannelType;
 use crate::renderer::{RendererFactory, RendererThread};
 use crate::seams::SharedMemory;
+use crate::sys::ring;
 use crate::window::ReadOnlyPolicy;
 
 /// Why a device could not be made.
@@ -135,17 +136,16 @@ impl Builder {
     {
         let (mut device, task) = self.build()?;
         let (started, start) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name("virtio-gpu".into()).spawn(move || {
-            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-                Ok(runtime) => {
-                    let _ = started.send(Ok(()));
-                    runtime.block_on(task.run());
-                }
-                Err(error) => drop(started.send(Err(error))),
+        let thread = std::thread::Builder::new().name("virtio-gpu".into()).spawn(move || match ring::runtime() {
+            Ok(runtime) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(task.run());
             }
+            Err(error) => drop(started.send(Err(error))),
         })?;
-        start.recv().map_err(|_| io::Error::other("the device's thread ended at once"))??;
         device.thread = Some(thread);
+        // On an error the handle is dropped, which waits for the thread: nothing of it is left then.
+        start.recv().map_err(|_| io::Error::other("the device's thread ended at once"))??;
         Ok(device)
     }
 }

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "sources")]
 pub(crate) mod dma_heap;
+#[cfg(feature = "sources")]
 pub(crate) mod dmabuf;
 #[cfg(feature = "sources")]
 pub(crate) mod mapping;

@@ -27,6 +27,21 @@ pub(crate) enum Advice {
     PopulateWrite = 23,
 }
 
+/// Entries of a runtime's submission queue, as tokio-uring has it by default.
+const ENTRIES: u32 = 256;
+
+/// A runtime for a device's own thread.
+///
+/// # Errors
+/// Where the process has no room for it, or the host does not let it use io_uring. tokio-uring 0.5 forgets the tokio
+/// runtime, and three descriptors with it, where its ring cannot be opened; so what it is about to need is tried first.
+pub(crate) fn runtime() -> io::Result<tokio_uring::Runtime> {
+    let spare = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+    let spares = [spare()?, spare()?, spare()?];
+    drop((io_uring::IoUring::new(ENTRIES)?, spares));
+    tokio_uring::Runtime::new(tokio_uring::builder().entries(ENTRIES))
+}
+
 /// Drops what an operation kept alive and turns its completion into a result.
 struct Completion<D>(std::marker::PhantomData<D>);
 

@@ -11,8 +11,9 @@ use crate::sys::ring::{Advice, advise};
 
 /// Up to here a range is taken back in line: 64 pages cost some 10 us, less than a trip to a worker thread.
 const CLEAR_IN_LINE: u64 = 256 << 10;
-/// A worker forgets this much at a time, so that no other thread waits long for the address space.
-const CHUNK: u32 = 8 << 20;
+/// A worker forgets this much at a time (some 2 ms where all of it is populated), so that no other thread waits long for
+/// the address space.
+const CHUNK: u32 = 32 << 20;
 /// Length of the scratch memory where none is stated.
 const SCRATCH: usize = 64 << 20;
 
