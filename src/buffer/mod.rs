@@ -3,11 +3,13 @@
 
 mod classify;
 
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use classify::BufferError;
 
-use crate::sys::reservation::Protection;
+use crate::limits::Charge;
+use crate::seams::{LocalFuture, Protection};
 use crate::sys::ring;
 
 /// What kind of file stands behind a buffer.
@@ -93,10 +95,39 @@ impl HostBuffer {
     pub(crate) fn current_len(&self) -> std::io::Result<u64> {
         classify::length(self.file.as_fd(), self.kind)
     }
+}
 
-    /// Closes the descriptor: at once where that is cheap, else on a worker of the ring.
-    pub(crate) fn close(self) -> Option<impl Future<Output = std::io::Result<()>>> {
-        (self.len >= CLOSE_ELSEWHERE).then(|| ring::close(self.file))
+/// A buffer and its place in the quota of descriptors, given back when the descriptor has been closed.
+#[derive(Debug)]
+pub(crate) struct HeldBuffer {
+    buffer: HostBuffer,
+    fd: Charge,
+}
+
+impl HeldBuffer {
+    pub(crate) fn new(buffer: HostBuffer, fd: Charge) -> Self {
+        Self { buffer, fd }
+    }
+
+    /// Closes the descriptor: at once where that is cheap, else on a worker of the ring, which the future waits for.
+    pub(crate) fn close(self) -> Option<LocalFuture<()>> {
+        let Self { buffer, fd } = self;
+        (buffer.len >= CLOSE_ELSEWHERE).then(|| {
+            let closing = ring::close(buffer.file);
+            Box::pin(async move {
+                // A close that reports an error has closed the descriptor all the same.
+                let _ = closing.await;
+                drop(fd);
+            }) as LocalFuture<()>
+        })
+    }
+}
+
+impl Deref for HeldBuffer {
+    type Target = HostBuffer;
+
+    fn deref(&self) -> &HostBuffer {
+        &self.buffer
     }
 }
 

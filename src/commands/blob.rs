@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use smallvec::smallvec;
+use tracing::debug;
 
 use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
-use crate::buffer::HostBuffer;
-use crate::cross_domain::Item;
+use crate::buffer::{HeldBuffer, HostBuffer};
 use crate::limits::{Charge, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::wire::{
@@ -86,8 +86,7 @@ impl Gpu {
             Some(items) => items.get(create.blob_id),
             None => self.offered.get(&create.blob_id),
         };
-        let buffer = &item.ok_or(unknown)?.buffer;
-        fits(&create, buffer, self.alignment)?;
+        fits(&create, item.ok_or(unknown)?, self.alignment)?;
         let item = match items {
             Some(items) => items.take(create.blob_id),
             None => self.offered.remove(&create.blob_id),
@@ -104,26 +103,26 @@ impl Gpu {
         let CreateBlob { resource, flags, blob_id, size, .. } = *create;
         let request = BlobRequest { context, resource, blob_id, size, flags };
         let create = CreateBlob { entries: Vec::new(), ..*create };
-        let work = Work::later(async move { renderer.create_blob(request).await });
+        let work = Work::Later(renderer.create_blob(request));
         Step::after(work, self, move |gpu, file| {
-            let item = Item { buffer: HostBuffer::from_fd(file?)?, fd };
-            if let Err(refusal) = fits(&create, &item.buffer, gpu.alignment) {
-                gpu.forget_rendered(create.resource);
-                return Err(refusal);
-            }
-            gpu.insert_host_blob(&create, item, charge, true);
+            let file = file?;
+            let fitting = HostBuffer::from_fd(file).map_err(Refusal::from).and_then(|buffer| {
+                fits(&create, &buffer, gpu.alignment)?;
+                Ok(HeldBuffer::new(buffer, fd))
+            });
+            let buffer = fitting.inspect_err(|_| gpu.forget_rendered(create.resource))?;
+            gpu.insert_host_blob(&create, buffer, charge, true);
             Ok(Response::NoData)
         })
     }
 
-    fn insert_host_blob(&mut self, create: &CreateBlob, item: Item, charge: Charge, rendered: bool) {
+    fn insert_host_blob(&mut self, create: &CreateBlob, buffer: HeldBuffer, charge: Charge, rendered: bool) {
         let blob = Blob::Host(HostBlob {
             size: create.size,
             mappable: create.flags & BLOB_FLAG_MAPPABLE != 0,
             rendered,
-            buffer: Rc::new(item.buffer),
+            buffer: Rc::new(buffer),
             mapping: MapState::Unmapped,
-            fd: item.fd,
         });
         self.resources.insert(create.resource, Resource { blob, contexts: smallvec![], charge });
     }
@@ -136,7 +135,7 @@ impl Gpu {
         let fd = self.ledger.charge(Quota::Fds, 1)?;
         self.last_offer += 1;
         let id = OFFERED | self.last_offer;
-        self.offered.insert(id, Item { buffer, fd });
+        self.offered.insert(id, HeldBuffer::new(buffer, fd));
         Ok(id)
     }
 }
@@ -163,6 +162,7 @@ impl Gpu {
         }
         let window = self.window.as_ref().ok_or(Refusal::NoWindow)?;
         blob.mapping.begin_map()?;
+        debug!(offset, size = blob.size, "placing");
         let work = match window.reserve(offset, blob.size) {
             Ok(range) => range.place(&blob.buffer, blob.size),
             Err(error) => Work::Done(Err(error.into())),
@@ -183,16 +183,16 @@ impl Gpu {
             return Ok(Response::MapInfo { map_info: MAP_CACHE_CACHED });
         };
         self.counters.map_failures.bump();
-        if let Some(rest) = failure.rest {
-            self.counters.quarantined.bump();
-            self.outbox.quarantine.push(rest);
-        }
+        self.counters.quarantined.add(u64::from(failure.quarantined));
+        self.outbox.quarantine.extend(failure.rest);
         Err(failure.error.into())
     }
 
     pub(super) fn unmap_blob(&mut self, resource: u32) -> Result<Step, Refusal> {
         let (key, blob) = host_blob(&mut self.resources, resource)?;
-        let work = blob.mapping.begin_unmap()?.clear();
+        let placed = blob.mapping.begin_unmap()?;
+        debug!(size = blob.size, "taking back");
+        let work = placed.clear();
         Step::after(work, self, move |gpu, cleared| {
             let filled = matches!(cleared, Cleared::Filled);
             if let Some(Blob::Host(blob)) = gpu.resources.get_mut(key).map(|resource| &mut resource.blob) {
@@ -251,17 +251,22 @@ impl Gpu {
     }
 
     fn forget_rendered(&mut self, resource: u32) {
-        if let Some(renderer) = self.renderer.clone() {
-            self.outbox.chores.push(Box::pin(async move { drop(renderer.destroy_resource(resource).await) }));
+        if let Some(renderer) = &self.renderer {
+            let told = renderer.destroy_resource(resource);
+            self.outbox.chores.push(Box::pin(async move { drop(told.await) }));
         }
     }
 
     /// Gives up everything that the guest has made, for a reset. What does not happen at once goes on in the futures.
     pub(crate) fn release_all(&mut self) -> Vec<LocalFuture<Retired>> {
-        self.offered.clear();
+        let offered = std::mem::take(&mut self.offered);
+        self.outbox.chores.extend(offered.into_values().filter_map(HeldBuffer::close));
         self.ram = None;
         self.features = 0;
         self.destroy_contexts();
+        let rendered = |resource: &Resource| matches!(&resource.blob, Blob::Host(blob) if blob.rendered);
+        let rendered: Vec<u32> = self.resources.iter().filter(|(_, row)| rendered(row)).map(|(id, _)| id).collect();
+        rendered.into_iter().for_each(|id| self.forget_rendered(id));
         let resources: Vec<Resource> = self.resources.drain().collect();
         let mut going_on = Vec::new();
         for resource in resources {

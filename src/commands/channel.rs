@@ -4,8 +4,8 @@
 use std::os::fd::OwnedFd;
 
 use super::{ContextKey, Gpu, Refusal};
-use crate::buffer::HostBuffer;
-use crate::cross_domain::{Event, Item};
+use crate::buffer::{HeldBuffer, HostBuffer};
+use crate::cross_domain::Event;
 use crate::limits::Quota;
 use crate::observe::warn_limited;
 use crate::protocol::cross_domain::{Identifier, id_type, receive};
@@ -86,7 +86,7 @@ impl Gpu {
         let buffer = HostBuffer::from_fd(file)?;
         let size = u32::try_from(buffer.len()).map_err(|_| Refusal::Parameter("a buffer of 4 GiB or more"))?;
         let items = self.contexts.get_mut(key).and_then(|row| row.items());
-        let id = items.and_then(|items| items.insert(Item { buffer, fd })).ok_or(Refusal::ItemLimit)?;
+        let id = items.and_then(|items| items.insert(HeldBuffer::new(buffer, fd))).ok_or(Refusal::ItemLimit)?;
         Ok(Identifier { id, kind: id_type::VIRTGPU_BLOB, size })
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use smallvec::smallvec;
 
 use super::{Claim, Claims, FenceState, Gpu, Refusal, Response, Step, Ticket};
-use crate::buffer::HostBuffer;
+use crate::buffer::HeldBuffer;
 use crate::cross_domain::{self, Bounds, ContextError, Items, Rings};
 use crate::limits::{Charge, Quota};
 use crate::protocol::cross_domain::{MIN_RING_LEN, StreamCommand, parse};
@@ -32,6 +32,8 @@ pub(super) struct Context {
     pub(super) resources: HashSet<ResourceKey>,
     /// Fenced commands whose answers are the host service's next messages, oldest first.
     pub(super) credits: VecDeque<Ticket>,
+    /// Fenced commands whose fences the renderer has not signalled.
+    rendering: HashSet<Ticket>,
     _charges: [Option<Charge>; 2],
 }
 
@@ -81,7 +83,7 @@ impl Gpu {
         let charge = self.ledger.charge(Quota::Contexts, 1)?;
         let rendered = self.capsets.iter().any(|offered| offered.id == capset || capset == 0);
         if let (true, Some(renderer)) = (rendered, self.renderer.clone()) {
-            let work = Work::later(async move { renderer.create_context(id, capset, name).await });
+            let work = Work::Later(renderer.create_context(id, capset, name));
             return Step::after(work, self, move |gpu, created| {
                 created?;
                 gpu.insert_context(id, Kind::Rendered, [Some(charge), None]);
@@ -102,7 +104,13 @@ impl Gpu {
     }
 
     fn insert_context(&mut self, id: u32, kind: Kind, charges: [Option<Charge>; 2]) {
-        let context = Context { kind, resources: HashSet::new(), credits: VecDeque::new(), _charges: charges };
+        let context = Context {
+            kind,
+            resources: HashSet::new(),
+            credits: VecDeque::new(),
+            rendering: HashSet::new(),
+            _charges: charges,
+        };
         self.contexts.insert(id, context);
     }
 
@@ -119,7 +127,7 @@ impl Gpu {
         self.end_context(context);
         match (rendered, self.renderer.clone()) {
             (true, Some(renderer)) => {
-                let work = Work::later(async move { renderer.destroy_context(id).await });
+                let work = Work::Later(renderer.destroy_context(id));
                 Step::after(work, self, |_, destroyed| Ok(destroyed.map(|()| Response::NoData)?))
             }
             _ => Ok(Step::Done(Response::NoData)),
@@ -134,6 +142,10 @@ impl Gpu {
             self.counters.channels_closed.bump();
         }
         self.outbox.signalled.extend(context.credits);
+        self.outbox.signalled.extend(context.rendering);
+        if let Kind::CrossDomain(cross_domain) = context.kind {
+            self.outbox.chores.extend(cross_domain.items.close());
+        }
     }
 
     /// Ends all contexts, for a reset.
@@ -142,8 +154,8 @@ impl Gpu {
         let contexts: Vec<Context> = self.contexts.drain().collect();
         contexts.into_iter().for_each(|context| self.end_context(context));
         for (renderer, id) in self.renderer.iter().flat_map(|renderer| rendered.iter().map(move |id| (renderer, *id))) {
-            let renderer = renderer.clone();
-            self.outbox.chores.push(Box::pin(async move { drop(renderer.destroy_context(id).await) }));
+            let told = renderer.destroy_context(id);
+            self.outbox.chores.push(Box::pin(async move { drop(told.await) }));
         }
     }
 
@@ -172,7 +184,7 @@ impl Gpu {
         }
         match (row.is_rendered(), self.renderer.clone()) {
             (true, Some(renderer)) => {
-                let work = Work::later(async move { renderer.attach(context, resource, attached).await });
+                let work = Work::Later(renderer.attach(context, resource, attached));
                 Step::after(work, self, |_, told| Ok(told.map(|()| Response::NoData)?))
             }
             _ => Ok(Step::Done(Response::NoData)),
@@ -190,7 +202,7 @@ impl Gpu {
                 Ok(Step::Done(Response::NoData))
             }
             (Kind::Rendered, Some(renderer)) => {
-                let work = Work::later(async move { renderer.submit(context, stream).await });
+                let work = Work::Later(renderer.submit(context, stream));
                 Step::after(work, self, |_, submitted| Ok(submitted.map(|()| Response::NoData)?))
             }
             _ if stream.is_empty() => Ok(Step::Done(Response::NoData)),
@@ -209,8 +221,7 @@ impl Gpu {
                 let ring = |id: u32| {
                     let key = resources.key(id).filter(|key| attached.contains(key))?;
                     let Blob::Guest(blob) = &resources.get(key)?.blob else { return None };
-                    let len = blob.backing.as_ref()?.len();
-                    (len >= MIN_RING_LEN).then_some((key, len))
+                    (blob.len() >= MIN_RING_LEN).then_some((key, blob.len()))
                 };
                 let rings = Rings { query: query_ring, channel: channel_ring, channel_type };
                 let bounds = Bounds { backlog: self.limits.channel_backlog, ledger: Rc::clone(&self.ledger) };
@@ -221,13 +232,13 @@ impl Gpu {
                 }
             }
             StreamCommand::Send { blobs, data } => {
-                let buffer = |id: u32| -> Option<Rc<HostBuffer>> {
+                let buffer = |id: u32| -> Option<Rc<HeldBuffer>> {
                     let key = resources.key(id).filter(|key| attached.contains(key))?;
                     let Blob::Host(blob) = &resources.get(key)?.blob else { return None };
                     Some(Rc::clone(&blob.buffer))
                 };
                 let find = |id: &u32| buffer(*id).ok_or(ContextError::NotSendable { id: *id });
-                let buffers: Vec<Rc<HostBuffer>> = blobs.iter().map(find).collect::<Result<_, _>>()?;
+                let buffers: Vec<Rc<HeldBuffer>> = blobs.iter().map(find).collect::<Result<_, _>>()?;
                 let files = buffers.len() as u64;
                 context.send(data, buffers)?;
                 self.counters.messages_sent.bump();
@@ -242,9 +253,8 @@ impl Gpu {
     /// it signals with the next message. A renderer signals its own.
     pub(crate) fn fence(&mut self, header: &Header, ticket: Ticket) -> FenceState {
         let context = header.ctx_id.get();
-        let Some(row) = self.contexts.key(context).and_then(|key| self.contexts.get_mut(key)) else {
-            return FenceState::Signalled;
-        };
+        let Some(key) = self.contexts.key(context) else { return FenceState::Signalled };
+        let Some(row) = self.contexts.get_mut(key) else { return FenceState::Signalled };
         let ring = header.on_ring().then_some(header.ring_idx);
         match &mut row.kind {
             Kind::Plain => FenceState::Signalled,
@@ -261,11 +271,19 @@ impl Gpu {
                 };
                 let fence = Fence::new(move || {
                     // A device that is gone waits for nothing.
-                    let _ = sink.send(ticket);
+                    let _ = sink.send((key, ticket));
                 });
-                self.outbox.chores.push(Box::pin(renderer.fence(context, ring, fence)));
+                row.rendering.insert(ticket);
+                renderer.fence(context, ring, fence);
                 FenceState::Pending
             }
+        }
+    }
+
+    /// The renderer has signalled a fence. One of a context that is gone has been signalled with it.
+    pub(crate) fn renderer_signalled(&mut self, key: ContextKey, ticket: Ticket) {
+        if self.contexts.get_mut(key).is_some_and(|row| row.rendering.remove(&ticket)) {
+            self.outbox.signalled.push(ticket);
         }
     }
 }

@@ -18,7 +18,8 @@ pub(crate) use query::capset_count;
 pub(crate) use refusal::Refusal;
 pub(crate) use scanout::COUNT as SCANOUTS;
 
-use crate::cross_domain::{Channel, HostSockets, Item};
+use crate::buffer::HeldBuffer;
+use crate::cross_domain::{Channel, HostSockets};
 use crate::limits::{Ledger, Limits};
 use crate::observe::Counters;
 use crate::protocol::wire::Header;
@@ -89,7 +90,7 @@ pub(crate) struct Gpu {
     contexts: Table<ContextKey, Context>,
     window: Option<Window>,
     /// Buffers that the VMM has handed in and no context has made a blob of.
-    offered: HashMap<u64, Item>,
+    offered: HashMap<u64, HeldBuffer>,
     last_offer: u64,
     hosts: HostSockets,
     renderer: Option<RendererThread>,
@@ -111,13 +112,13 @@ type Resource = crate::resource::Resource<ContextKey>;
 #[derive(Default)]
 pub(crate) struct Outbox {
     pub(crate) channels: Vec<Channel<ContextKey>>,
-    /// Calls of the renderer that nobody's answer depends on.
+    /// Calls of the renderer, and closes of large files, that nobody's answer depends on.
     pub(crate) chores: Vec<LocalFuture<()>>,
     /// What did not end by its deadline, with everything that it still holds.
     pub(crate) quarantine: Vec<LocalFuture<()>>,
     pub(crate) signalled: Vec<Ticket>,
     /// Fences for the renderer; it signals from its own thread.
-    pub(crate) fence_sink: Option<tokio::sync::mpsc::UnboundedSender<Ticket>>,
+    pub(crate) fence_sink: Option<tokio::sync::mpsc::UnboundedSender<(ContextKey, Ticket)>>,
 }
 
 /// What the builder hands over.
@@ -179,6 +180,11 @@ impl Gpu {
     pub(crate) fn start(&mut self, features: u64, ram: Rc<dyn GuestRam>) {
         self.features = features;
         self.ram = Some(ram);
+    }
+
+    /// The life of a context that has this id now.
+    pub(crate) fn context(&self, id: u32) -> Option<ContextKey> {
+        self.contexts.key(id)
     }
 
     fn negotiated(&self, feature: u64) -> bool {

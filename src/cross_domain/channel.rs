@@ -16,7 +16,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::buffer::HostBuffer;
+use crate::buffer::HeldBuffer;
 use crate::limits::{Charge, Ledger, Quota};
 use crate::protocol::cross_domain::MAX_IDENTIFIERS;
 use crate::sys::ring::Readiness;
@@ -43,7 +43,7 @@ pub(crate) enum SendError {
 struct Outgoing {
     data: Vec<u8>,
     sent: usize,
-    buffers: Vec<Rc<HostBuffer>>,
+    buffers: Vec<Rc<HeldBuffer>>,
     _host_bytes: Charge,
 }
 
@@ -126,7 +126,7 @@ impl ChannelHandle {
     ///
     /// # Errors
     /// A closed channel, or a backlog that would grow past its limit: that closes the channel.
-    pub(crate) fn send(&self, data: &[u8], mut buffers: Vec<Rc<HostBuffer>>) -> Result<(), SendError> {
+    pub(crate) fn send(&self, data: &[u8], mut buffers: Vec<Rc<HeldBuffer>>) -> Result<(), SendError> {
         let shared = &*self.shared;
         let mut rest = data;
         if shared.backlog.borrow().is_empty() {
@@ -145,10 +145,10 @@ impl ChannelHandle {
         self.keep(rest, buffers)
     }
 
-    fn keep(&self, data: &[u8], buffers: Vec<Rc<HostBuffer>>) -> Result<(), SendError> {
+    fn keep(&self, data: &[u8], buffers: Vec<Rc<HeldBuffer>>) -> Result<(), SendError> {
         let shared = &*self.shared;
-        let bytes = shared.backlog_bytes.get() + data.len();
-        let charge = shared.bounds.ledger.charge(Quota::HostBytes, data.len() as u64);
+        let bytes = shared.backlog_bytes.get() + cost(data);
+        let charge = shared.bounds.ledger.charge(Quota::HostBytes, cost(data) as u64);
         let Some(charge) = charge.ok().filter(|_| bytes <= shared.bounds.backlog) else {
             shared.overrun.set(true);
             shared.close();
@@ -199,6 +199,11 @@ impl<T: Copy + Unpin> Stream for Channel<T> {
     }
 }
 
+/// What a message in the backlog takes of the host's memory, its bookkeeping included.
+fn cost(data: &[u8]) -> usize {
+    data.len() + 256
+}
+
 /// Sends from the backlog what the socket takes. A socket that takes nothing any more empties it.
 fn flush(shared: &Shared, socket: &Readiness, cx: &mut Context<'_>) {
     let mut backlog = shared.backlog.borrow_mut();
@@ -210,7 +215,7 @@ fn flush(shared: &Shared, socket: &Readiness, cx: &mut Context<'_>) {
                 front.buffers.clear();
                 front.sent += sent;
                 if front.sent == front.data.len() {
-                    shared.backlog_bytes.set(shared.backlog_bytes.get() - front.data.len());
+                    shared.backlog_bytes.set(shared.backlog_bytes.get() - cost(&front.data));
                     backlog.pop_front();
                 }
             }
@@ -222,7 +227,7 @@ fn flush(shared: &Shared, socket: &Readiness, cx: &mut Context<'_>) {
     }
 }
 
-fn send(socket: BorrowedFd<'_>, data: &[u8], buffers: &[Rc<HostBuffer>]) -> io::Result<usize> {
+fn send(socket: BorrowedFd<'_>, data: &[u8], buffers: &[Rc<HeldBuffer>]) -> io::Result<usize> {
     let files: Vec<BorrowedFd<'_>> = buffers.iter().map(|buffer| buffer.as_fd()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_IDENTIFIERS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -247,7 +252,8 @@ fn receive(socket: BorrowedFd<'_>, longest: usize) -> io::Result<Option<(Vec<u8>
             files.extend(rights);
         }
     }
-    if message.flags.contains(ReturnFlags::CTRUNC) {
+    // The kernel's room for 28 descriptors holds a 29th, for alignment's sake.
+    if message.flags.contains(ReturnFlags::CTRUNC) || files.len() > MAX_IDENTIFIERS {
         return Err(io::Error::other("descriptors of a message were lost: more than 28, or no room in this process"));
     }
     data.truncate(message.bytes);

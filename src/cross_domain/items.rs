@@ -3,21 +3,15 @@
 
 use std::collections::HashMap;
 
-use crate::buffer::HostBuffer;
-use crate::limits::Charge;
+use crate::buffer::HeldBuffer;
+use crate::seams::LocalFuture;
 
 /// Ids above belong to other kinds of objects.
 const LAST_ID: u32 = 0x3fff_ffff;
 
-/// A buffer and what it takes of the quota.
-pub(crate) struct Item {
-    pub(crate) buffer: HostBuffer,
-    pub(crate) fd: Charge,
-}
-
 /// A context's items by their ids.
 pub(crate) struct Items {
-    table: HashMap<u32, Item>,
+    table: HashMap<u32, HeldBuffer>,
     last_id: u32,
     most: usize,
 }
@@ -28,7 +22,7 @@ impl Items {
     }
 
     /// Takes an item in; `None`, and the item is closed, where the context has too many.
-    pub(crate) fn insert(&mut self, item: Item) -> Option<u32> {
+    pub(crate) fn insert(&mut self, item: HeldBuffer) -> Option<u32> {
         if self.table.len() >= self.most {
             return None;
         }
@@ -41,13 +35,18 @@ impl Items {
         }
     }
 
-    pub(crate) fn get(&self, id: u64) -> Option<&Item> {
+    pub(crate) fn get(&self, id: u64) -> Option<&HeldBuffer> {
         self.table.get(&u32::try_from(id).ok()?)
     }
 
     /// Takes an item out for good.
-    pub(crate) fn take(&mut self, id: u64) -> Option<Item> {
+    pub(crate) fn take(&mut self, id: u64) -> Option<HeldBuffer> {
         self.table.remove(&u32::try_from(id).ok()?)
+    }
+
+    /// Closes all items; what takes longer goes on in the futures.
+    pub(crate) fn close(self) -> impl Iterator<Item = LocalFuture<()>> {
+        self.table.into_values().filter_map(HeldBuffer::close)
     }
 }
 
@@ -56,6 +55,7 @@ mod tests {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
+    use crate::buffer::HostBuffer;
     use crate::limits::{Ledger, Limits, Quota};
 
     #[test]
@@ -65,7 +65,7 @@ mod tests {
             let file = memfd_create("item", MemfdFlags::CLOEXEC).expect("memfd");
             ftruncate(&file, 1).expect("size");
             let fd = ledger.charge(Quota::Fds, 1).expect("room");
-            Item { buffer: HostBuffer::from_fd(file).expect("buffer"), fd }
+            HeldBuffer::new(HostBuffer::from_fd(file).expect("buffer"), fd)
         };
         let mut items = Items { last_id: LAST_ID - 1, ..Items::new(3) };
         assert_eq!([items.insert(item()), items.insert(item())], [Some(LAST_ID), Some(1)]);

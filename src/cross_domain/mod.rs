@@ -9,9 +9,9 @@ use std::rc::Rc;
 
 pub(crate) use channel::{Bounds, Channel, ChannelHandle, Event, SendError};
 pub(crate) use hosts::HostSockets;
-pub(crate) use items::{Item, Items};
+pub(crate) use items::Items;
 
-use crate::buffer::HostBuffer;
+use crate::buffer::HeldBuffer;
 use crate::protocol::cross_domain::{Capabilities, ChannelType, MIN_RING_LEN, SendReceive};
 use crate::resource::ResourceKey;
 
@@ -104,7 +104,7 @@ impl Context {
     ///
     /// # Errors
     /// No channel, or one whose backlog is full: the channel is closed then, because a stream with a gap is worse.
-    pub(crate) fn send(&mut self, data: &[u8], buffers: Vec<Rc<HostBuffer>>) -> Result<(), ContextError> {
+    pub(crate) fn send(&mut self, data: &[u8], buffers: Vec<Rc<HeldBuffer>>) -> Result<(), ContextError> {
         let Link::Open { handle, .. } = &self.link else { return Err(ContextError::NoChannel) };
         Ok(handle.send(data, buffers)?)
     }

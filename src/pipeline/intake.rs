@@ -17,18 +17,19 @@ use crate::seams::LocalFuture;
 impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
     /// A request has been popped: decodes it, and runs it or lets the scoreboard decide.
     pub(super) fn arrived(&mut self, lane: Lane, mut request: Request) {
-        self.gpu.counters.commands.bump();
         let (header, command) = self.decode(lane, &mut request);
         let Some(header) = header else { return self.answer(lane, request, None, &ErrorCode::InvalidParameter.into()) };
         let span = debug_span!(
             "command",
+            queue = ?lane,
             kind = format_args!("{:#x}", header.kind.get()),
             context = header.ctx_id.get(),
+            resource = command.as_ref().ok().and_then(Command::resource),
             fence = header.fenced().then(|| header.fence_id.get()),
             ring = header.on_ring().then_some(header.ring_idx),
         );
         let claims = command.as_ref().map(|command| claims(&header, command)).unwrap_or_default();
-        let timeline = if lane == Lane::Control { timeline(&header) } else { None };
+        let timeline = if lane == Lane::Control { self.timeline(&header) } else { None };
         self.gpu.counters.fenced.add(u64::from(header.fenced()));
         if claims.is_empty() && timeline.is_none() {
             let begun = span.in_scope(|| command.and_then(|command| self.gpu.begin(&header, command)));
@@ -65,6 +66,21 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         self.obey();
     }
 
+    /// The timeline of a fenced command. Those of a context die with it: the next life of its id has its own.
+    fn timeline(&self, header: &Header) -> Option<Timeline> {
+        if !header.fenced() {
+            return None;
+        }
+        if !header.on_ring() {
+            return Some(Timeline::Global);
+        }
+        let (context, ring) = (header.ctx_id.get(), header.ring_idx);
+        Some(match self.gpu.context(context) {
+            Some(context) => Timeline::Ring { context, ring },
+            None => Timeline::Unborn { context, ring },
+        })
+    }
+
     fn decode(&self, lane: Lane, request: &mut Request) -> (Option<Header>, Result<Command, Refusal>) {
         let Some(active) = &self.active else { return (None, Err(Refusal::Inactive)) };
         let source = if lane == Lane::Control { &active.control } else { &active.cursor };
@@ -93,11 +109,6 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         let needed = response_len(kind);
         if room < needed { Err(Refusal::ResponseSpace { needed, have: room }) } else { Ok(()) }
     }
-}
-
-fn timeline(header: &Header) -> Option<Timeline> {
-    let ring = Timeline::Ring { context: header.ctx_id.get(), ring: header.ring_idx };
-    header.fenced().then_some(if header.on_ring() { ring } else { Timeline::Global })
 }
 
 /// The readable part of a request, as the protocol room wants it.

@@ -26,7 +26,7 @@ use crate::observe::{error_limited, warn_limited};
 use crate::protocol::decode::DecodeLimits;
 use crate::protocol::wire::Header;
 use crate::protocol::{Command, Response};
-use crate::queue::{Request, RingError, Signal};
+use crate::queue::{Popped, Request, RingError, Signal};
 use crate::seams::{Interrupt, LocalFuture};
 use crate::sys::ring::Nudge;
 use ram::Ram;
@@ -48,7 +48,16 @@ enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Timeline {
     Global,
-    Ring { context: u32, ring: u8 },
+    /// Of one life of a context.
+    Ring {
+        context: ContextKey,
+        ring: u8,
+    },
+    /// Of a context that does not exist, or not yet.
+    Unborn {
+        context: u32,
+        ring: u8,
+    },
 }
 
 /// A command between pop and answer.
@@ -86,13 +95,13 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     /// Work that was given up; it keeps what it holds until it ends, and nobody waits for it.
     quarantine: FuturesUnordered<LocalFuture<()>>,
     channels: SelectAll<Channel<ContextKey>>,
-    fences: UnboundedReceiver<Ticket>,
+    fences: UnboundedReceiver<(ContextKey, Ticket)>,
     /// For turns that end with more to do.
     nudge: Nudge,
     /// Something was added to the sets above that has not been polled yet.
     fresh: bool,
-    /// The device has stopped popping until commands are answered.
-    full: bool,
+    /// The control queue holds requests that are not popped before others are answered.
+    stalled: bool,
     response: Vec<u8>,
     decode_limits: DecodeLimits,
 }
@@ -117,7 +126,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             fences,
             nudge,
             fresh: false,
-            full: false,
+            stalled: false,
             response: Vec::new(),
             decode_limits,
         }
@@ -167,10 +176,11 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             self.executed(ticket, outcome);
         }
         while budget > 0
-            && let Poll::Ready(Some(ticket)) = self.fences.poll_recv(cx)
+            && let Poll::Ready(Some((context, ticket))) = self.fences.poll_recv(cx)
         {
             budget -= 1;
-            self.board.signalled(ticket);
+            self.gpu.renderer_signalled(context, ticket);
+            self.take_outbox();
             self.obey();
         }
         while budget > 0
@@ -198,16 +208,26 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             self.gpu.counters.kicks.bump();
         }
         for _ in 0..REQUESTS_A_TURN {
-            if lane == Lane::Control && self.board.len() >= self.gpu.limits.commands_in_flight {
-                // The guest's ring is the buffer: whatever ends next continues from here.
-                self.gpu.counters.stalls_full.add(u64::from(!std::mem::replace(&mut self.full, true)));
+            let full = lane == Lane::Control && self.board.len() >= self.gpu.limits.commands_in_flight;
+            let Some(source) = self.source(lane) else { return false };
+            if full {
+                // The guest's ring is the buffer: whatever is answered next continues from here.
+                let stalls = source.has_more();
+                let before = std::mem::replace(&mut self.stalled, stalls);
+                self.gpu.counters.stalls_full.add(u64::from(stalls && !before));
                 return false;
             }
-            self.full = false;
-            let Some(source) = self.source(lane) else { return false };
             match source.next() {
-                Ok(Some(request)) => self.arrived(lane, request),
-                Ok(None) => return false,
+                Ok(Popped::Request(request)) => {
+                    self.stalled &= lane == Lane::Cursor;
+                    self.gpu.counters.commands.bump();
+                    self.arrived(lane, request);
+                }
+                Ok(Popped::Malformed) => {
+                    self.gpu.counters.commands.bump();
+                    warn_limited!(?lane, "a descriptor chain was malformed and was given back unread");
+                }
+                Ok(Popped::Nothing) => return false,
                 Err(error) => {
                     self.broken(lane, &error);
                     return false;
@@ -248,7 +268,8 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
     }
 
     fn start(&mut self, ticket: Ticket) {
-        let Some(job) = self.jobs.get_mut(ticket) else { return };
+        // One that was refused at sight is done already, and only waits for its turn to be answered.
+        let Some(job) = self.jobs.get_mut(ticket).filter(|job| matches!(job.stage, Stage::Waiting(_))) else { return };
         let header = job.header;
         let Stage::Waiting(command) = std::mem::replace(&mut job.stage, Stage::Running) else { return };
         let span = job.span.clone();

@@ -5,8 +5,7 @@ use std::task::{Context, Poll};
 
 use vm_memory::GuestAddressSpace;
 
-use crate::observe::warn_limited;
-use crate::queue::{Request, Ring, RingError, Signal};
+use crate::queue::{Popped, Request, Ring, RingError, Signal};
 use crate::sys::ring::Readiness;
 
 /// A ring, the eventfd that announces its chains, and whether it may hold any.
@@ -40,26 +39,26 @@ impl<M: GuestAddressSpace> Source<M> {
         kicked
     }
 
-    /// The next request; `None` when the ring is empty and the driver has been asked to kick again.
-    pub(crate) fn next(&mut self) -> Result<Option<Request>, RingError> {
+    /// The next chain; nothing when the ring is empty and the driver has been asked to kick again.
+    pub(crate) fn next(&mut self) -> Result<Popped, RingError> {
         if !self.busy || self.parked {
-            return Ok(None);
+            return Ok(Popped::Nothing);
         }
         self.ring.disable_kicks()?;
         loop {
-            let mut malformed = 0;
-            let popped = self.ring.pop(&mut malformed);
-            if malformed > 0 {
-                warn_limited!(malformed, "descriptor chains were malformed and were given back unread");
-            }
-            if let Some(request) = popped? {
-                return Ok(Some(request));
-            }
-            if !self.ring.enable_kicks()? {
-                self.busy = false;
-                return Ok(None);
+            match self.ring.pop()? {
+                Popped::Nothing if self.ring.enable_kicks()? => {}
+                popped => {
+                    self.busy = !matches!(popped, Popped::Nothing);
+                    return Ok(popped);
+                }
             }
         }
+    }
+
+    /// Whether the driver has made requests available that were not popped.
+    pub(crate) fn has_more(&self) -> bool {
+        self.busy && !self.parked && self.ring.has_more()
     }
 
     /// Gives a request back with its answer.

@@ -25,6 +25,30 @@ pub(crate) enum Command {
     Cursor(CursorMove),
 }
 
+impl Command {
+    /// The resource that it is about, where it is about one.
+    pub(crate) fn resource(&self) -> Option<u32> {
+        match self {
+            Self::Unref { resource }
+            | Self::AttachBacking { resource, .. }
+            | Self::DetachBacking { resource }
+            | Self::UnmapBlob { resource }
+            | Self::CtxAttach { resource }
+            | Self::CtxDetach { resource }
+            | Self::SetScanout { resource, .. } => Some(*resource),
+            Self::CreateBlob(create) => Some(create.resource),
+            Self::MapBlob(map) => Some(map.resource),
+            Self::Cursor(cursor) => cursor.image,
+            Self::GetDisplayInfo
+            | Self::GetCapsetInfo { .. }
+            | Self::GetCapset { .. }
+            | Self::CtxCreate { .. }
+            | Self::CtxDestroy
+            | Self::Submit { .. } => None,
+        }
+    }
+}
+
 /// `RESOURCE_CREATE_BLOB`, its values as the guest gave them.
 #[derive(Debug)]
 pub(crate) struct CreateBlob {

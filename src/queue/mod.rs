@@ -5,4 +5,4 @@ mod request;
 mod ring;
 
 pub(crate) use request::Request;
-pub(crate) use ring::{Ring, RingError, Signal};
+pub(crate) use ring::{Popped, Ring, RingError, Signal};

@@ -28,6 +28,16 @@ pub(crate) enum RingError {
     Used(virtio_queue::Error),
 }
 
+/// What was in the available ring.
+pub(crate) enum Popped {
+    /// A chain to serve.
+    Request(Request),
+    /// A chain that leads nowhere, or has a readable piece behind a writable one: given back at once, nothing written.
+    Malformed,
+    /// Nothing.
+    Nothing,
+}
+
 /// A virtqueue that is being served.
 pub(crate) struct Ring<M: GuestAddressSpace> {
     queue: Queue,
@@ -56,25 +66,22 @@ impl<M: GuestAddressSpace> Ring<M> {
         self.memory.memory()
     }
 
-    /// The next chain that the driver has made available. A chain that is malformed is given back at once, with
-    /// nothing written, and counted in `malformed`.
+    /// The next chain that the driver has made available.
     ///
     /// # Errors
     /// A broken ring; the caller parks it.
-    pub(crate) fn pop(&mut self, malformed: &mut u64) -> Result<Option<Request>, RingError> {
+    pub(crate) fn pop(&mut self) -> Result<Popped, RingError> {
         let memory = self.memory.memory();
-        loop {
-            let size = self.queue.size();
-            let chain = self.queue.iter(&*memory).map_err(RingError::Available)?.next();
-            let Some(mut chain) = chain else { return Ok(None) };
-            let head = chain.head_index();
-            self.take(head, size)?;
-            if let Some((readable, writable)) = pieces(&mut chain) {
-                return Ok(Some(Request::new(head, readable, writable, Rc::clone(&self.lost))));
-            }
-            *malformed += 1;
-            self.give_back(Answer { head, written: 0 })?;
+        let size = self.queue.size();
+        let chain = self.queue.iter(&*memory).map_err(RingError::Available)?.next();
+        let Some(mut chain) = chain else { return Ok(Popped::Nothing) };
+        let head = chain.head_index();
+        self.take(head, size)?;
+        if let Some((readable, writable)) = pieces(&mut chain) {
+            return Ok(Popped::Request(Request::new(head, readable, writable, Rc::clone(&self.lost))));
         }
+        self.give_back(Answer { head, written: 0 })?;
+        Ok(Popped::Malformed)
     }
 
     fn take(&mut self, head: u16, size: u16) -> Result<(), RingError> {
@@ -129,6 +136,12 @@ impl<M: GuestAddressSpace> Ring<M> {
     fn no_interrupt(&self, memory: &impl GuestMemory) -> bool {
         let flags = memory.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Acquire);
         flags.is_ok_and(|flags| u16::from_le(flags) & AVAIL_F_NO_INTERRUPT != 0)
+    }
+
+    /// Whether there are chains that have not been popped.
+    pub(crate) fn has_more(&self) -> bool {
+        let available = self.queue.avail_idx(&*self.memory.memory(), Ordering::Acquire);
+        available.is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
     /// Asks the driver not to kick while the ring is being worked on.

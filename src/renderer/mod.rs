@@ -1,5 +1,5 @@
 //! The seam for every context type but cross-domain: a renderer of the VMM's choice, on a thread of its own.
-//! The device speaks plain data to it over a bounded channel and awaits its replies, however long they take.
+//! The device speaks plain data to it over a channel and awaits its replies, however long they take.
 
 mod thread;
 

@@ -1,5 +1,6 @@
 //! The one thread that calls a renderer, and the device's end of it.
-//! Requests wait in a bounded channel; the device task awaits room and replies and never blocks.
+//! Requests wait in a queue, which is bounded by the limits on commands in flight and on resources: each request belongs to
+//! one of them. The device task awaits replies and never blocks.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,9 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory};
 use crate::protocol::wire::CAPSET_CROSS_DOMAIN;
-
-/// Requests that may wait for the renderer before the commands behind them wait too.
-const QUEUE: usize = 64;
+use crate::seams::LocalFuture;
 
 enum Request {
     CreateContext { context: u32, capset: u32, name: String, reply: Reply<()> },
@@ -29,7 +28,7 @@ type Reply<T> = oneshot::Sender<Result<T, RendererError>>;
 /// The device's end; clones talk to the same thread. The thread ends when the last one is dropped.
 #[derive(Clone)]
 pub(crate) struct RendererThread {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::UnboundedSender<Request>,
 }
 
 /// Waits for the thread's end.
@@ -41,7 +40,7 @@ impl RendererThread {
     /// # Errors
     /// Where the thread cannot be started, or the renderer cannot be made.
     pub(crate) fn start(factory: RendererFactory) -> io::Result<(Self, Vec<Capset>, RendererEnd)> {
-        let (requests, queue) = mpsc::channel(QUEUE);
+        let (requests, queue) = mpsc::unbounded_channel();
         let (started, start) = blocking::sync_channel(1);
         let (ended, end) = oneshot::channel::<()>();
         std::thread::Builder::new().name("virtio-gpu-renderer".into()).spawn(move || {
@@ -59,41 +58,47 @@ impl RendererThread {
         Ok((Self { requests }, capsets, RendererEnd(end)))
     }
 
-    async fn ask<T>(self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RendererError> {
+    /// Puts a request into the queue now, so that the renderer sees requests in the order in which they are made; the
+    /// future waits for the reply.
+    fn ask<T: 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Replied<T> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| RendererError::Stopped)?;
-        answer.await.map_err(|_| RendererError::Stopped)?
+        // A thread that has ended drops the request, and with it the other end of the reply.
+        let _ = self.requests.send(request(reply));
+        Box::pin(async { answer.await.unwrap_or(Err(RendererError::Stopped)) })
     }
 
-    pub(crate) async fn create_context(self, context: u32, capset: u32, name: String) -> Result<(), RendererError> {
-        self.ask(|reply| Request::CreateContext { context, capset, name, reply }).await
+    pub(crate) fn create_context(&self, context: u32, capset: u32, name: String) -> Replied<()> {
+        self.ask(|reply| Request::CreateContext { context, capset, name, reply })
     }
 
-    pub(crate) async fn destroy_context(self, context: u32) -> Result<(), RendererError> {
-        self.ask(|reply| Request::DestroyContext { context, reply }).await
+    pub(crate) fn destroy_context(&self, context: u32) -> Replied<()> {
+        self.ask(|reply| Request::DestroyContext { context, reply })
     }
 
-    pub(crate) async fn attach(self, context: u32, resource: u32, attached: bool) -> Result<(), RendererError> {
-        self.ask(|reply| Request::Attach { context, resource, attached, reply }).await
+    pub(crate) fn attach(&self, context: u32, resource: u32, attached: bool) -> Replied<()> {
+        self.ask(|reply| Request::Attach { context, resource, attached, reply })
     }
 
-    pub(crate) async fn submit(self, context: u32, stream: Vec<u8>) -> Result<(), RendererError> {
-        self.ask(|reply| Request::Submit { context, stream, reply }).await
+    pub(crate) fn submit(&self, context: u32, stream: Vec<u8>) -> Replied<()> {
+        self.ask(|reply| Request::Submit { context, stream, reply })
     }
 
-    pub(crate) async fn create_blob(self, request: BlobRequest) -> Result<OwnedFd, RendererError> {
-        self.ask(|reply| Request::CreateBlob { request, reply }).await
+    pub(crate) fn create_blob(&self, request: BlobRequest) -> Replied<OwnedFd> {
+        self.ask(|reply| Request::CreateBlob { request, reply })
     }
 
-    pub(crate) async fn destroy_resource(self, resource: u32) -> Result<(), RendererError> {
-        self.ask(|reply| Request::DestroyResource { resource, reply }).await
+    pub(crate) fn destroy_resource(&self, resource: u32) -> Replied<()> {
+        self.ask(|reply| Request::DestroyResource { resource, reply })
     }
 
-    /// Asks for a fence. A renderer that is gone has nothing left to do: the fence signals.
-    pub(crate) async fn fence(self, context: u32, ring: Option<u8>, fence: Fence) {
-        let _ = self.requests.send(Request::Fence { context, ring, fence }).await;
+    /// Asks for a fence. A renderer that is gone has nothing left to do: the fence is dropped, and signals.
+    pub(crate) fn fence(&self, context: u32, ring: Option<u8>, fence: Fence) {
+        let _ = self.requests.send(Request::Fence { context, ring, fence });
     }
 }
+
+/// A reply of the renderer on its way.
+pub(crate) type Replied<T> = LocalFuture<Result<T, RendererError>>;
 
 impl RendererEnd {
     /// Waits until the thread has ended, or until the deadline.
@@ -102,7 +107,7 @@ impl RendererEnd {
     }
 }
 
-fn serve(renderer: &mut dyn Renderer, mut queue: mpsc::Receiver<Request>) {
+fn serve(renderer: &mut dyn Renderer, mut queue: mpsc::UnboundedReceiver<Request>) {
     while let Some(request) = queue.blocking_recv() {
         // A reply that nobody waits for any more belongs to a device that was reset.
         match request {

@@ -4,8 +4,7 @@
 use std::rc::Rc;
 
 use super::Backing;
-use crate::buffer::HostBuffer;
-use crate::limits::Charge;
+use crate::buffer::HeldBuffer;
 use crate::window::Placed;
 
 /// Memory that a resource names.
@@ -20,6 +19,13 @@ pub(crate) struct GuestBlob {
     pub(crate) backing: Option<Backing>,
 }
 
+impl GuestBlob {
+    /// How much of it is guest memory that the device may write.
+    pub(crate) fn len(&self) -> u64 {
+        self.backing.as_ref().map_or(0, |backing| backing.len().min(self.size))
+    }
+}
+
 /// A blob that is a host buffer.
 pub(crate) struct HostBlob {
     pub(crate) size: u64,
@@ -27,9 +33,8 @@ pub(crate) struct HostBlob {
     /// The renderer knows it too.
     pub(crate) rendered: bool,
     /// The one descriptor, shared with nothing but work under way on this blob.
-    pub(crate) buffer: Rc<HostBuffer>,
+    pub(crate) buffer: Rc<HeldBuffer>,
     pub(crate) mapping: MapState,
-    pub(crate) fd: Charge,
 }
 
 /// Where a host blob's mapping stands.

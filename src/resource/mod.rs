@@ -14,6 +14,7 @@ pub(crate) use backing::{Backing, BackingError, GuestRam};
 pub(crate) use blob::{Blob, GuestBlob, HostBlob, MapState, WrongState};
 pub(crate) use table::Table;
 
+use crate::buffer::HeldBuffer;
 use crate::limits::Charge;
 use crate::seams::{LocalFuture, Work};
 use crate::window::Cleared;
@@ -63,13 +64,11 @@ impl HostBlob {
             Cleared::Quarantined(rest) => (true, rest),
         };
         let retired = Retired { quarantined, rest };
-        let fd = self.fd;
-        match Rc::try_unwrap(self.buffer).ok().and_then(crate::buffer::HostBuffer::close) {
+        match Rc::try_unwrap(self.buffer).ok().and_then(HeldBuffer::close) {
             None => Work::Done(retired),
             Some(closing) => Work::later(async move {
-                // A close that reports an error has closed the descriptor all the same.
-                let _ = closing.await;
-                drop((fd, charge));
+                closing.await;
+                drop(charge);
                 retired
             }),
         }

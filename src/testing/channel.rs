@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -50,6 +51,10 @@ impl HostService {
     /// The next connection.
     #[must_use]
     pub fn accept(&self) -> HostPeer {
+        let timeout = Timespec::try_from(super::DEADLINE).expect("a short time");
+        let mut wanted = [PollFd::new(&self.listener, PollFlags::IN)];
+        let ready = poll(&mut wanted, Some(&timeout)).expect("a socket that can be watched");
+        assert_eq!(ready, 1, "nobody connected within {:?}", super::DEADLINE);
         let (stream, _) = self.listener.accept().expect("a connection");
         stream.set_read_timeout(Some(super::DEADLINE)).expect("a deadline");
         HostPeer { stream }

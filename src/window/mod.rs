@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use host::HostWindow;
 
-use crate::buffer::{Access, HostBuffer};
+use crate::buffer::{Access, HeldBuffer, HostBuffer};
 use crate::limits::{Charge, Ledger, LimitReached, Quota};
 use crate::seams::{LocalFuture, PlaceError, Protection, SharedMemory, Work};
 use book::Book;
@@ -77,7 +77,7 @@ pub(crate) struct Reserved(Lease);
 pub(crate) struct Placed {
     lease: Option<Lease>,
     len: u64,
-    buffer: Rc<HostBuffer>,
+    buffer: Rc<HeldBuffer>,
     /// For the copies that a guest makes by writing to a read-only buffer.
     _copies: Option<Charge>,
 }
@@ -85,12 +85,14 @@ pub(crate) struct Placed {
 /// A buffer that could not be placed, and what is left to wait for before its range is free again.
 pub(crate) struct PlaceFailure {
     pub(crate) error: MapError,
+    /// The range is not free again: it is waited for, or lost.
+    pub(crate) quarantined: bool,
     pub(crate) rest: Option<LocalFuture<()>>,
 }
 
 impl From<MapError> for PlaceFailure {
     fn from(error: MapError) -> Self {
-        Self { error, rest: None }
+        Self { error, quarantined: false, rest: None }
     }
 }
 
@@ -151,7 +153,7 @@ impl Lease {
 
 impl Reserved {
     /// Lays a blob of `size` bytes, backed by `buffer`, into the range.
-    pub(crate) fn place(self, buffer: &Rc<HostBuffer>, size: u64) -> Work<Result<Placed, PlaceFailure>> {
+    pub(crate) fn place(self, buffer: &Rc<HeldBuffer>, size: u64) -> Work<Result<Placed, PlaceFailure>> {
         let (len, copies) = match self.check(buffer, size) {
             Ok(checked) => checked,
             Err(error) => return Work::Done(Err(error.into())),
@@ -211,6 +213,7 @@ async fn within(
         Ok(result) => result,
         Err(_) => Err(PlaceFailure {
             error: MapError::Deadline { deadline },
+            quarantined: true,
             rest: Some(Box::pin(async move { drop(rest.await) })),
         }),
     }
@@ -228,10 +231,12 @@ impl Placed {
     fn shown(mut self, result: Result<(), PlaceError>) -> Result<Self, PlaceFailure> {
         let Err(source) = result else { return Ok(self) };
         let lease = self.lease.take();
-        if let (PlaceError::Lost { .. }, Some(lease)) = (&source, lease) {
+        let quarantined = matches!(source, PlaceError::Lost { .. });
+        if let (true, Some(lease)) = (quarantined, lease) {
             lease.quarantine();
         }
-        Err(MapError::Place { kind: self.buffer.kind(), source }.into())
+        let error = MapError::Place { kind: self.buffer.kind(), source };
+        Err(PlaceFailure { error, quarantined, rest: None })
     }
 
     /// Takes the buffer out of the window.
