@@ -38,7 +38,7 @@ pub(crate) const ROOMS: &[Room] = &[
     Room { name: "display",      may_use: &["buffer", "protocol", "seams", "limits", "observe"] },
     Room { name: "resource",     may_use: &["window", "buffer", "protocol", "seams", "limits", "observe"] },
     Room { name: "window",       may_use: &["buffer", "seams", "sys", "limits", "observe"] },
-    Room { name: "buffer",       may_use: &["sys", "limits", "observe"] },
+    Room { name: "buffer",       may_use: &["seams", "sys", "limits", "observe"] },
     Room { name: "protocol",     may_use: &[] },
     Room { name: "seams",        may_use: &["sys"] },
     Room { name: "sys",          may_use: &[] },
