@@ -21,7 +21,7 @@
 //!
 //! # Embedding
 //! The README has a whole VMM's glue, which is compiled with the documentation's tests. The seams that a VMM implements,
-//! [`Interrupt`] and where it wants to [`SharedMemory`], stand in one file.
+//! [`Interrupt`] and where it wants to [`SharedMemory`] and [`Renderer`], are three traits.
 //!
 //! # Features
 //! `cli` (default) builds the command line program. `testing` is the fake guest that the crate's own tests drive it with,
@@ -55,10 +55,10 @@ pub use device::{
     QueueSetup, Reply,
 };
 pub use limits::Limits;
-pub use observe::Snapshot;
+pub use observe::Counters;
 pub use protocol::cross_domain::ChannelType;
-pub use protocol::features::FeatureError;
-pub use renderer::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory};
+pub use protocol::features::{DEVICE_ID, FeatureError, SHM_ID_HOST_VISIBLE};
+pub use renderer::{BlobRequest, Capset, Fence, Renderer, RendererError};
 pub use seams::{Interrupt, LocalFuture, PlaceError, Protection, SharedMemory, Work};
 pub use window::{HostWindow, ReadOnlyPolicy};
 

@@ -5,7 +5,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Limits of one device. Whatever would pass one is answered `ERR_OUT_OF_MEMORY`, or waits in the guest's ring.
+/// Limits of one device. Whatever would pass one is answered `ERR_OUT_OF_MEMORY` or waits in the guest's ring; a descriptor
+/// of a channel is announced as unsupported, and a channel whose service does not read is closed. All are counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Resources at a time.
@@ -14,22 +15,24 @@ pub struct Limits {
     pub contexts: u64,
     /// Bytes of the window that blobs may cover at a time.
     pub mapped_bytes: u64,
-    /// Bytes of host memory that a guest may cause to be copied: pages of read-only buffers it writes to, and
-    /// messages that a host service has not taken yet.
+    /// Bytes of host memory that a guest may cause to be copied: read-only buffers, each in full while it is mapped,
+    /// messages that a host service has not taken yet, and lists and streams of commands that wait for earlier ones.
     pub host_bytes: u64,
-    /// File descriptors that blobs, received items and channels may hold at a time.
+    /// File descriptors of blobs, offers and received items at a time, and one for each cross-domain context. The
+    /// process's own limit must lie above it.
     pub fds: u64,
     /// Entries of guest memory lists, of one command and of all resources together.
     pub backing_entries: u64,
     /// Longest command stream of one SUBMIT_3D, in bytes.
     pub submit_bytes: u64,
-    /// Commands that have been popped and not yet answered. At the limit the device stops popping.
+    /// Commands that have been popped and not yet answered, at least 1. At the limit the device stops popping.
     pub commands_in_flight: usize,
     /// Received descriptors that a context has not yet made blobs of.
     pub items_per_context: usize,
     /// Bytes that a channel keeps for a host service that does not read. At the limit the channel is closed.
     pub channel_backlog: usize,
-    /// How long the taking back of a mapping, or a reset, may last before what is stuck is set aside.
+    /// How long a placement, the taking back of one, a reset or the renderer's end may last before what is stuck is set
+    /// aside.
     pub deadline: Duration,
 }
 
@@ -40,7 +43,7 @@ impl Default for Limits {
             contexts: 256,
             mapped_bytes: 8 << 30,
             host_bytes: 256 << 20,
-            fds: 4096,
+            fds: 512,
             backing_entries: 1 << 20,
             submit_bytes: 1 << 20,
             commands_in_flight: 1024,

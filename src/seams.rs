@@ -1,5 +1,5 @@
-//! The seams of the house: what a VMM gives to the device so that it can reach the guest.
-//! They stand in one file, because together they are all that a VMM has to implement.
+//! The seams to the guest, which a VMM implements: how its driver is interrupted, and the region that blobs are mapped
+//! into. A renderer's seam is in `renderer`.
 
 use std::fmt;
 use std::future::Future;
@@ -51,25 +51,28 @@ impl<T: fmt::Debug> fmt::Debug for Work<T> {
     }
 }
 
-/// How the device interrupts the guest. Called on the device's thread; it must not block.
+/// How the device reaches its driver. Called on the device's thread; it must not block, nor wait for a
+/// [`Reply`](crate::Reply). Dropped on that thread at reset.
 pub trait Interrupt: Send + 'static {
     /// There are used buffers in queue `index` (0 control, 1 cursor).
     fn queue(&self, index: u16);
-    /// The configuration space has changed, or the device needs a reset.
-    fn config(&self);
+
+    /// A queue is broken and is not served before the next reset: set DEVICE_NEEDS_RESET (0x40) in the device status, then
+    /// send a configuration change notification (virtio 1.4, section 2.1.2). Once for each queue and activation.
+    fn needs_reset(&self);
 }
 
-/// Why the configuration interrupt was raised is the VMM's business; a pair of closures is often all it takes.
-impl<Q, C> Interrupt for (Q, C)
+/// A pair of closures: the first for queues, the second for [`needs_reset`](Interrupt::needs_reset).
+impl<Q, R> Interrupt for (Q, R)
 where
     Q: Fn(u16) + Send + 'static,
-    C: Fn() + Send + 'static,
+    R: Fn() + Send + 'static,
 {
     fn queue(&self, index: u16) {
         self.0(index);
     }
 
-    fn config(&self) {
+    fn needs_reset(&self) {
         self.1();
     }
 }
@@ -79,15 +82,22 @@ where
 /// [`HostWindow`](crate::HostWindow) implements it for a VMM that maps the region's host memory in one slot. A VMM with a
 /// memory slot per blob, or one behind a vhost-user socket, implements it itself and answers when the guest can see
 /// the change.
+///
+/// All calls come on the device's thread and must not block; futures are polled there, in the tokio-uring runtime. One
+/// range has one call under way at a time.
 #[expect(clippy::len_without_is_empty, reason = "an empty region is no region")]
 pub trait SharedMemory: Send + 'static {
-    /// Length of the region in bytes.
+    /// Length of the region in bytes; it never changes.
     fn len(&self) -> u64;
 
     /// Shows the first `len` bytes of `file` at `offset`. Both are multiples of the page; ranges never overlap. The
-    /// descriptor is borrowed for the call; whoever works on asynchronously duplicates it.
+    /// descriptor is borrowed for the call; whoever works on asynchronously duplicates it. A placement that comes
+    /// after [`Limits::deadline`](crate::Limits::deadline) is cleared again.
     ///
-    /// When the result is an error the range shows what it showed before.
+    /// # Errors
+    /// After every error but [`PlaceError::Lost`] the range shows what it showed before. `Refused`: a read-only buffer is
+    /// tried again with [`Protection::ReadOnly`] where the policy allows it. `Refused` and `Moved` for want of memory or
+    /// of descriptors are answered ERR_OUT_OF_MEMORY, all else ERR_UNSPEC. `Lost`: the range is never used again.
     fn place(
         &self,
         offset: u64,
@@ -97,8 +107,15 @@ pub trait SharedMemory: Send + 'static {
     ) -> Work<Result<(), PlaceError>>;
 
     /// Takes back what was placed at exactly this range, so that the guest cannot reach it any more.
+    ///
+    /// # Errors
+    /// Any: the range is never used again, and the guest gets ERR_UNSPEC.
     fn clear(&self, offset: u64, len: u64) -> Work<Result<(), PlaceError>>;
 
-    /// The same without anybody to wait for it: the device is being dropped.
-    fn clear_now(&self, offset: u64, len: u64);
+    /// Takes the range back at once, because nobody can wait: for whatever is placed, being placed or being cleared when the
+    /// device's task is dropped. The range may be empty already.
+    ///
+    /// # Errors
+    /// Any: the range is never used again.
+    fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError>;
 }

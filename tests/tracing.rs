@@ -175,7 +175,8 @@ impl Watched {
         let mut guest = Guest::powered_off(device, GuestOptions::default());
         let subscriber = Arc::clone(&collector);
         let thread = std::thread::spawn(move || {
-            tracing::subscriber::with_default(subscriber, || tokio_uring::start(task.run()));
+            let run = || tokio_uring::start(task.run());
+            tracing::subscriber::with_default(subscriber, run).expect("a runtime that watches descriptors");
         });
         guest.activate();
         Self { guest, collector, thread }

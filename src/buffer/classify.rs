@@ -2,9 +2,9 @@
 //! that it lives on does, which only the kernel can set.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::{FileType, OFlags, SealFlags, SeekFrom};
+use rustix::fs::{OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Access, BufferKind};
@@ -18,6 +18,7 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// Why a descriptor is not a buffer that could be mapped.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BufferError {
     /// The file is of another kind.
     #[error("a {kind} is not a buffer that can be mapped")]
@@ -69,26 +70,39 @@ pub(super) fn classify(file: BorrowedFd<'_>) -> Result<Found, BufferError> {
     Ok(Found { kind, len, access })
 }
 
+/// Asks at first only what the kernel answers by itself: a file of a FUSE daemon would have the device wait for the daemon.
 fn kind(file: BorrowedFd<'_>) -> Result<BufferKind, BufferError> {
-    let refused = |kind| Err(BufferError::Kind { kind });
-    let file_type = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
-    let file_system = rustix::fs::fstatfs(file)?.f_type as u64;
-    match file_system {
-        DMA_BUF_MAGIC => return Ok(BufferKind::DmaBuf),
-        TMPFS_MAGIC if file_type == FileType::RegularFile => return Ok(BufferKind::SharedMemory),
-        HUGETLBFS_MAGIC => return refused("memfd of huge pages"),
-        _ => {}
+    let kernel_memory = rustix::fs::fcntl_get_seals(file).is_ok() || tells_its_exporter(file);
+    if !kernel_memory {
+        return Err(BufferError::Kind { kind: kind_by_link(file) });
     }
-    refused(match file_type {
-        FileType::RegularFile => "file on a disk",
-        FileType::Directory => "directory",
-        FileType::Symlink => "symbolic link",
-        FileType::Fifo => "pipe",
-        FileType::Socket => "socket",
-        FileType::CharacterDevice => "character device",
-        FileType::BlockDevice => "block device",
-        FileType::Unknown => "anonymous kernel file (an eventfd, a sync file or alike)",
-    })
+    match rustix::fs::fstatfs(file)?.f_type as u64 {
+        DMA_BUF_MAGIC => Ok(BufferKind::DmaBuf),
+        TMPFS_MAGIC => Ok(BufferKind::SharedMemory),
+        HUGETLBFS_MAGIC => Err(BufferError::Kind { kind: "memfd of huge pages" }),
+        _ => Err(BufferError::Kind { kind: kind_by_link(file) }),
+    }
+}
+
+/// Only dma-bufs say who has exported them (`Documentation/filesystems/proc.rst`).
+fn tells_its_exporter(file: BorrowedFd<'_>) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
+    info.is_ok_and(|info| info.lines().any(|line| line.starts_with("exp_name:")))
+}
+
+/// What may belong to a daemon, or to a device that takes its time.
+pub(super) const OF_A_FILE_SYSTEM: &str = "file of a disk, a device or another file system";
+
+/// For the message alone: what decides is above.
+fn kind_by_link(file: BorrowedFd<'_>) -> &'static str {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let link = link.as_deref().map(|link| link.to_string_lossy());
+    match link.as_deref().unwrap_or_default().split([':', '/']).next() {
+        Some("socket") => "socket",
+        Some("pipe") => "pipe",
+        Some("anon_inode") => "anonymous kernel file (an eventfd, a sync file or alike)",
+        _ => OF_A_FILE_SYSTEM,
+    }
 }
 
 /// Size in bytes: a dma-buf tells it by seeking to its end, shared memory by `fstat`.
@@ -163,8 +177,8 @@ mod tests {
         let (left, _right) = std::os::unix::net::UnixStream::pair().expect("sockets");
         refused(left.into(), "socket");
         refused(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("eventfd"), "anonymous");
-        refused(std::fs::File::open("/dev/null").expect("null").into(), "character device");
-        refused(std::fs::File::open("/proc").expect("proc").into(), "directory");
-        refused(std::fs::File::open("/proc/self/maps").expect("maps").into(), "disk");
+        for path in ["/dev/null", "/proc", "/proc/self/maps"] {
+            refused(std::fs::File::open(path).expect("a file").into(), "disk");
+        }
     }
 }

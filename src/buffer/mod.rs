@@ -50,7 +50,28 @@ impl HostBuffer {
     /// [`BufferError`] names the kind of what cannot be mapped; the descriptor is closed then.
     pub fn from_fd(file: OwnedFd) -> Result<Self, BufferError> {
         let found = classify::classify(file.as_fd())?;
-        Ok(Self { file, kind: found.kind, len: found.len, access: found.access })
+        Ok(Self::new(file, found))
+    }
+
+    /// The same for a descriptor that somebody else has sent. One that is refused and may take its time to close is on its
+    /// way to a worker of the ring then, which the future waits for.
+    pub(crate) fn recognise(file: OwnedFd) -> Result<Self, (BufferError, Option<LocalFuture<()>>)> {
+        match classify::classify(file.as_fd()) {
+            Ok(found) => Ok(Self::new(file, found)),
+            Err(error @ BufferError::Kind { kind: classify::OF_A_FILE_SYSTEM }) => {
+                Err((error, Some(close_elsewhere(file))))
+            }
+            Err(error) => Err((error, None)),
+        }
+    }
+
+    fn new(file: OwnedFd, found: classify::Found) -> Self {
+        Self { file, kind: found.kind, len: found.len, access: found.access }
+    }
+
+    /// Closes the descriptor: at once where that is cheap, else on a worker of the ring, which the future waits for.
+    pub(crate) fn close(self) -> Option<LocalFuture<()>> {
+        (self.len >= CLOSE_ELSEWHERE).then(|| close_elsewhere(self.file))
     }
 
     /// A buffer that claims to be something it may not be: the stand-in for files that a test machine lacks.
@@ -80,8 +101,7 @@ impl HostBuffer {
     }
 
     /// How it is laid into the window: a buffer that must not be written is mapped as a private copy.
-    #[must_use]
-    pub fn protection(&self) -> Protection {
+    pub(crate) fn protection(&self) -> Protection {
         match self.access {
             Access::ReadWrite => Protection::ReadWrite,
             Access::ReadOnly => Protection::PrivateCopy,
@@ -104,22 +124,25 @@ pub(crate) struct HeldBuffer {
     fd: Charge,
 }
 
+/// Closes a descriptor on a worker of the ring. One that reports an error has been closed all the same.
+fn close_elsewhere(file: OwnedFd) -> LocalFuture<()> {
+    let closing = ring::close(file);
+    Box::pin(async { drop(closing.await) })
+}
+
 impl HeldBuffer {
     pub(crate) fn new(buffer: HostBuffer, fd: Charge) -> Self {
         Self { buffer, fd }
     }
 
-    /// Closes the descriptor: at once where that is cheap, else on a worker of the ring, which the future waits for.
+    /// As [`HostBuffer::close`].
     pub(crate) fn close(self) -> Option<LocalFuture<()>> {
         let Self { buffer, fd } = self;
-        (buffer.len >= CLOSE_ELSEWHERE).then(|| {
-            let closing = ring::close(buffer.file);
-            Box::pin(async move {
-                // A close that reports an error has closed the descriptor all the same.
-                let _ = closing.await;
-                drop(fd);
-            }) as LocalFuture<()>
-        })
+        let closing = buffer.close()?;
+        Some(Box::pin(async move {
+            closing.await;
+            drop(fd);
+        }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Blobs from creation to end: RESOURCE_CREATE_BLOB, MAP, UNMAP, UNREF, ATTACH_BACKING, DETACH_BACKING.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use smallvec::smallvec;
@@ -7,14 +8,14 @@ use tracing::debug;
 
 use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
 use crate::buffer::{HeldBuffer, HostBuffer};
-use crate::limits::{Charge, Quota};
+use crate::limits::{Charge, LimitReached, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::wire::{
     BLOB_FLAG_CROSS_DEVICE, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, MAP_CACHE_CACHED,
     MemEntry,
 };
 use crate::protocol::{CreateBlob, features};
-use crate::renderer::BlobRequest;
+use crate::renderer::{BlobRequest, Made};
 use crate::resource::{Backing, Blob, GuestBlob, HostBlob, MapState, ResourceKey, Retired};
 use crate::seams::{LocalFuture, Work};
 use crate::window::{Cleared, PlaceFailure, Placed};
@@ -103,17 +104,33 @@ impl Gpu {
         let CreateBlob { resource, flags, blob_id, size, .. } = *create;
         let request = BlobRequest { context, resource, blob_id, size, flags };
         let create = CreateBlob { entries: Vec::new(), ..*create };
+        let made = renderer.undo(Made::Resource(resource));
         let work = Work::Later(renderer.create_blob(request));
         Step::after(work, self, move |gpu, file| {
-            let file = file?;
-            let fitting = HostBuffer::from_fd(file).map_err(Refusal::from).and_then(|buffer| {
-                fits(&create, &buffer, gpu.alignment)?;
-                Ok(HeldBuffer::new(buffer, fd))
-            });
-            let buffer = fitting.inspect_err(|_| gpu.forget_rendered(create.resource))?;
-            gpu.insert_host_blob(&create, buffer, charge, true);
+            made.keep();
+            match gpu.take_rendered(&create, file?, fd) {
+                Ok(buffer) => gpu.insert_host_blob(&create, buffer, charge, true),
+                Err(refusal) => {
+                    gpu.forget_rendered(create.resource);
+                    return Err(refusal);
+                }
+            }
             Ok(Response::NoData)
         })
+    }
+
+    /// A buffer that the renderer has exported, where it is one and large enough.
+    fn take_rendered(&mut self, create: &CreateBlob, file: OwnedFd, fd: Charge) -> Result<HeldBuffer, Refusal> {
+        let buffer = HostBuffer::recognise(file).map_err(|(error, closing)| {
+            self.outbox.chores.extend(closing);
+            error
+        })?;
+        let held = HeldBuffer::new(buffer, fd);
+        if let Err(refusal) = fits(create, &held, self.alignment) {
+            self.outbox.chores.extend(held.close());
+            return Err(refusal);
+        }
+        Ok(held)
     }
 
     fn insert_host_blob(&mut self, create: &CreateBlob, buffer: HeldBuffer, charge: Charge, rendered: bool) {
@@ -131,12 +148,22 @@ impl Gpu {
     ///
     /// # Errors
     /// The limit of descriptors.
-    pub(crate) fn offer(&mut self, buffer: HostBuffer) -> Result<u64, Refusal> {
+    pub(crate) fn offer(&mut self, buffer: HostBuffer) -> Result<u64, LimitReached> {
         let fd = self.ledger.charge(Quota::Fds, 1)?;
         self.last_offer += 1;
         let id = OFFERED | self.last_offer;
         self.offered.insert(id, HeldBuffer::new(buffer, fd));
         Ok(id)
+    }
+}
+
+impl Gpu {
+    /// Takes an offer back; false where it has been taken, or never was.
+    pub(crate) fn withdraw(&mut self, id: u64) -> bool {
+        let withdrawn = self.offered.remove(&id);
+        let found = withdrawn.is_some();
+        self.outbox.chores.extend(withdrawn.and_then(HeldBuffer::close));
+        found
     }
 }
 

@@ -42,8 +42,15 @@ impl Gpu {
             context.end();
             self.counters.channels_closed.bump();
         }
-        self.deliver(key, &receive(&[], &[]));
+        if self.contexts.get_mut(key).is_some_and(|row| !row.credits.is_empty()) {
+            self.deliver_end(key);
+        }
         self.signal_credits(key, usize::MAX);
+    }
+
+    /// Tells a guest that asks for a message that none will come any more.
+    pub(super) fn deliver_end(&mut self, key: ContextKey) {
+        self.deliver(key, &receive(&[], &[]));
     }
 
     /// Writes a message into the channel ring; false where the ring is not the guest's to be written any more: detached,
@@ -82,11 +89,32 @@ impl Gpu {
     }
 
     fn try_item(&mut self, key: ContextKey, file: OwnedFd) -> Result<Identifier, Refusal> {
-        let fd = self.ledger.charge(Quota::Fds, 1)?;
-        let buffer = HostBuffer::from_fd(file)?;
-        let size = u32::try_from(buffer.len()).map_err(|_| Refusal::Parameter("a buffer of 4 GiB or more"))?;
-        let items = self.contexts.get_mut(key).and_then(|row| row.items());
-        let id = items.and_then(|items| items.insert(HeldBuffer::new(buffer, fd))).ok_or(Refusal::ItemLimit)?;
-        Ok(Identifier { id, kind: id_type::VIRTGPU_BLOB, size })
+        let buffer = HostBuffer::recognise(file).map_err(|(error, closing)| {
+            self.outbox.chores.extend(closing);
+            error
+        })?;
+        let fd = match self.ledger.charge(Quota::Fds, 1) {
+            Ok(fd) => fd,
+            Err(reached) => {
+                self.outbox.chores.extend(buffer.close());
+                return Err(reached.into());
+            }
+        };
+        let held = HeldBuffer::new(buffer, fd);
+        let Ok(size) = u32::try_from(held.len()) else {
+            self.outbox.chores.extend(held.close());
+            return Err(Refusal::Parameter("a buffer of 4 GiB or more"));
+        };
+        let Some(items) = self.contexts.get_mut(key).and_then(|row| row.items()) else {
+            self.outbox.chores.extend(held.close());
+            return Err(Refusal::ItemLimit);
+        };
+        match items.insert(held) {
+            Ok(id) => Ok(Identifier { id, kind: id_type::VIRTGPU_BLOB, size }),
+            Err(held) => {
+                self.outbox.chores.extend(held.close());
+                Err(Refusal::ItemLimit)
+            }
+        }
     }
 }

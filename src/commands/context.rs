@@ -12,8 +12,9 @@ use crate::cross_domain::{self, Bounds, ContextError, Items, Rings};
 use crate::limits::{Charge, Quota};
 use crate::protocol::cross_domain::{MIN_RING_LEN, StreamCommand, parse};
 use crate::protocol::features;
+use crate::protocol::wire::command_type::SUBMIT_3D;
 use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
-use crate::renderer::Fence;
+use crate::renderer::{Fence, Made};
 use crate::resource::{Blob, ResourceKey};
 use crate::seams::Work;
 
@@ -83,8 +84,10 @@ impl Gpu {
         let charge = self.ledger.charge(Quota::Contexts, 1)?;
         let rendered = self.capsets.iter().any(|offered| offered.id == capset || capset == 0);
         if let (true, Some(renderer)) = (rendered, self.renderer.clone()) {
+            let made = renderer.undo(Made::Context(id));
             let work = Work::Later(renderer.create_context(id, capset, name));
             return Step::after(work, self, move |gpu, created| {
+                made.keep();
                 created?;
                 gpu.insert_context(id, Kind::Rendered, [Some(charge), None]);
                 Ok(Response::NoData)
@@ -249,7 +252,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Whether a fenced command that has succeeded is done with that. A fence on the channel's timeline is a credit:
+    /// Whether a fenced command that has succeeded is done with that. A stream's fence on the channel's timeline is a credit:
     /// it signals with the next message. A renderer signals its own.
     pub(crate) fn fence(&mut self, header: &Header, ticket: Ticket) -> FenceState {
         let context = header.ctx_id.get();
@@ -259,11 +262,15 @@ impl Gpu {
         match &mut row.kind {
             Kind::Plain => FenceState::Signalled,
             Kind::CrossDomain(cross_domain) => {
-                if ring != Some(CHANNEL_RING) || !cross_domain.credit() {
+                if ring != Some(CHANNEL_RING) || header.kind.get() != SUBMIT_3D {
                     return FenceState::Signalled;
                 }
-                row.credits.push_back(ticket);
-                FenceState::Pending
+                if cross_domain.credit() {
+                    row.credits.push_back(ticket);
+                    return FenceState::Pending;
+                }
+                self.deliver_end(key);
+                FenceState::Signalled
             }
             Kind::Rendered => {
                 let (Some(renderer), Some(sink)) = (self.renderer.clone(), self.outbox.fence_sink.clone()) else {

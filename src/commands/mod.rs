@@ -21,7 +21,7 @@ pub(crate) use scanout::COUNT as SCANOUTS;
 use crate::buffer::HeldBuffer;
 use crate::cross_domain::{Channel, HostSockets};
 use crate::limits::{Ledger, Limits};
-use crate::observe::Counters;
+use crate::observe::LiveCounters;
 use crate::protocol::wire::Header;
 use crate::protocol::{Command, ErrorCode, Response, features};
 use crate::renderer::{Capset, RendererThread};
@@ -98,7 +98,7 @@ pub(crate) struct Gpu {
     alignment: u64,
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
-    pub(crate) counters: std::sync::Arc<Counters>,
+    pub(crate) counters: std::sync::Arc<LiveCounters>,
     /// What the driver has acknowledged.
     pub(crate) features: u64,
     ram: Option<Rc<dyn GuestRam>>,
@@ -130,7 +130,7 @@ pub(crate) struct Parts {
     pub(crate) alignment: u64,
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
-    pub(crate) counters: std::sync::Arc<Counters>,
+    pub(crate) counters: std::sync::Arc<LiveCounters>,
 }
 
 /// The claims of a command; each family states them beside what it does.
@@ -180,11 +180,6 @@ impl Gpu {
     pub(crate) fn start(&mut self, features: u64, ram: Rc<dyn GuestRam>) {
         self.features = features;
         self.ram = Some(ram);
-    }
-
-    /// The life of a context that has this id now.
-    pub(crate) fn context(&self, id: u32) -> Option<ContextKey> {
-        self.contexts.key(id)
     }
 
     fn negotiated(&self, feature: u64) -> bool {

@@ -62,7 +62,7 @@ pub(crate) enum Refusal {
     CrossDomain(#[from] ContextError),
     #[error(transparent)]
     Renderer(#[from] RendererError),
-    #[error("the renderer's memory: {0}")]
+    #[error(transparent)]
     Buffer(#[from] BufferError),
 }
 

@@ -21,16 +21,19 @@ impl Items {
         Self { table: HashMap::new(), last_id: 0, most }
     }
 
-    /// Takes an item in; `None`, and the item is closed, where the context has too many.
-    pub(crate) fn insert(&mut self, item: HeldBuffer) -> Option<u32> {
+    /// Takes an item in.
+    ///
+    /// # Errors
+    /// The item, where the context has too many.
+    pub(crate) fn insert(&mut self, item: HeldBuffer) -> Result<u32, HeldBuffer> {
         if self.table.len() >= self.most {
-            return None;
+            return Err(item);
         }
         loop {
             self.last_id = if self.last_id == LAST_ID { 1 } else { self.last_id + 1 };
             if !self.table.contains_key(&self.last_id) {
                 self.table.insert(self.last_id, item);
-                return Some(self.last_id);
+                return Ok(self.last_id);
             }
         }
     }
@@ -68,10 +71,11 @@ mod tests {
             HeldBuffer::new(HostBuffer::from_fd(file).expect("buffer"), fd)
         };
         let mut items = Items { last_id: LAST_ID - 1, ..Items::new(3) };
-        assert_eq!([items.insert(item()), items.insert(item())], [Some(LAST_ID), Some(1)]);
+        assert_eq!([items.insert(item()).ok(), items.insert(item()).ok()], [Some(LAST_ID), Some(1)]);
         items.last_id = LAST_ID;
-        assert_eq!(items.insert(item()), Some(2));
-        assert_eq!((items.insert(item()), ledger.used(Quota::Fds)), (None, 3));
+        assert_eq!(items.insert(item()).ok(), Some(2));
+        assert!(items.insert(item()).is_err());
+        assert_eq!(ledger.used(Quota::Fds), 3);
         assert!(items.take(1).is_some());
         assert!(items.take(1).is_none() && items.take(1 | 1 << 32).is_none());
         drop(items);

@@ -1,5 +1,6 @@
 //! How a VMM states what its device is made of, and where it runs.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,16 +15,17 @@ use super::{Device, DeviceTask, Shared};
 use crate::commands::{SCANOUTS, capset_count};
 use crate::cross_domain::HostSockets;
 use crate::limits::Limits;
-use crate::observe::Counters;
+use crate::observe::{LiveCounters, error_limited};
 use crate::protocol::config::Config;
 use crate::protocol::cross_domain::ChannelType;
-use crate::renderer::{RendererFactory, RendererThread};
+use crate::renderer::{Renderer, RendererFactory, RendererThread};
 use crate::seams::SharedMemory;
 use crate::sys::ring;
 use crate::window::ReadOnlyPolicy;
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// The alignment of blobs is no power of two of at least the host's page and at most 2 GiB.
     #[error("a blob alignment of {alignment} is no power of two from {page} to 2^31")]
@@ -48,6 +50,15 @@ pub struct Builder {
     alignment: Option<u64>,
     hosts: HostSockets,
     renderer: Option<RendererFactory>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limits, read_only, alignment, hosts, .. } = self;
+        let mut list = f.debug_struct("Builder");
+        list.field("limits", limits).field("read_only", read_only).field("alignment", alignment);
+        list.field("hosts", hosts).finish_non_exhaustive()
+    }
 }
 
 impl Builder {
@@ -86,9 +97,10 @@ impl Builder {
         self
     }
 
-    /// The renderer for contexts of its capability sets; `factory` is called on the renderer's own thread.
-    pub fn renderer(mut self, factory: RendererFactory) -> Self {
-        self.renderer = Some(factory);
+    /// The renderer for contexts of its capability sets. `factory` is called on the renderer's own thread, and building
+    /// the device waits for it.
+    pub fn renderer<R: Renderer + 'static>(mut self, factory: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
+        self.renderer = Some(Box::new(|| Ok(Box::new(factory()?) as Box<dyn Renderer>)));
         self
     }
 
@@ -110,7 +122,7 @@ impl Builder {
             num_capsets: capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len())).into(),
             blob_alignment: (alignment as u32).into(),
         };
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(LiveCounters::default());
         let shared = Arc::new(Shared { config, counters: Arc::clone(&counters), features: AtomicU64::new(0) });
         let (sender, control) = unbounded_channel();
         let setup = Setup {
@@ -132,14 +144,16 @@ impl Builder {
     /// See [`BuildError`].
     pub fn spawn<M>(self) -> Result<Device<M>, BuildError>
     where
-        M: GuestAddressSpace + Clone + Send + 'static,
+        M: GuestAddressSpace + Send + 'static,
     {
         let (mut device, task) = self.build()?;
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("virtio-gpu".into()).spawn(move || match ring::runtime() {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
-                runtime.block_on(task.run());
+                if let Err(error) = runtime.block_on(task.run()) {
+                    error_limited!(%error, "the runtime cannot watch descriptors; the device is gone");
+                }
             }
             Err(error) => drop(started.send(Err(error))),
         })?;

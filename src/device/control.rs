@@ -16,6 +16,7 @@ pub struct DeviceGone;
 
 /// Why a driver's queues cannot be served.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ActivateError {
     /// The device is active; it must be reset first.
     #[error("the device is active already")]
@@ -34,11 +35,15 @@ pub enum ActivateError {
 }
 
 /// Why a buffer was not taken.
-#[derive(Debug, thiserror::Error)]
-#[error("the buffer was not taken: {reason}")]
-pub struct OfferError {
-    /// In words.
-    pub reason: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// The device holds as many descriptors as [`Limits::fds`](crate::Limits::fds) allows.
+    #[error("the device holds {limit} descriptors already")]
+    Limit {
+        /// The limit.
+        limit: u64,
+    },
 }
 
 /// The device's end of a reply.
@@ -49,6 +54,7 @@ pub(super) enum Control<M> {
     Activate { activation: Box<Activation<M>>, features: u64, reply: Answer<Result<(), ActivateError>> },
     Reset { reply: Answer<()> },
     Offer { buffer: HostBuffer, reply: Answer<Result<BlobId, OfferError>> },
+    Withdraw { id: BlobId, reply: Answer<bool> },
     Stop { reply: Answer<()> },
 }
 

@@ -1,21 +1,24 @@
 //! The device's task from its start to its end: activate, serve, reset, stop.
 //! Control messages come before all other work, and only between turns, so that a reset never meets a command half done.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use super::control::{ActivateError, Control, OfferError};
-use super::{Activation, BlobId, QueueSetup};
+use super::{Activation, BlobId, QUEUE_SIZES, QueueSetup};
 use crate::commands::{Gpu, Parts};
 use crate::cross_domain::HostSockets;
 use crate::limits::{Ledger, Limits};
-use crate::observe::{Counters, error_limited};
+use crate::observe::LiveCounters;
 use crate::pipeline::{Active, Pipeline, Source};
+use crate::protocol::features::EVENT_IDX;
 use crate::queue::Ring;
 use crate::renderer::{Capset, RendererEnd, RendererThread};
 use crate::seams::SharedMemory;
@@ -30,7 +33,7 @@ pub(super) struct Setup {
     pub(super) alignment: u64,
     pub(super) hosts: HostSockets,
     pub(super) renderer: Option<(RendererThread, Vec<Capset>, RendererEnd)>,
-    pub(super) counters: std::sync::Arc<Counters>,
+    pub(super) counters: std::sync::Arc<LiveCounters>,
     /// An eventfd for the task's own use.
     pub(super) nudge: OwnedFd,
 }
@@ -42,16 +45,22 @@ pub struct DeviceTask<M> {
     pub(super) control: UnboundedReceiver<Control<M>>,
 }
 
-impl<M: GuestAddressSpace + Clone + Send + 'static> DeviceTask<M> {
+impl<M> fmt::Debug for DeviceTask<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceTask").field("limits", &self.setup.limits).finish_non_exhaustive()
+    }
+}
+
+impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
     /// Runs the device until it is stopped or its handle is dropped. To be awaited in a tokio-uring runtime, where any
-    /// number of devices may run beside each other.
-    pub async fn run(self) {
+    /// number of devices may run beside each other. Dropping the future takes all mappings back at once, on this thread.
+    ///
+    /// # Errors
+    /// The runtime cannot watch descriptors; nothing has been done then.
+    pub async fn run(self) -> io::Result<()> {
         let Self { setup, mut control } = self;
         let deadline = setup.limits.deadline;
-        let (mut pipeline, renderer) = match assemble::<M>(setup) {
-            Ok(assembled) => assembled,
-            Err(error) => return error_limited!(%error, "the runtime cannot watch descriptors; the device is gone"),
-        };
+        let (mut pipeline, renderer) = assemble::<M>(setup)?;
         loop {
             // A turn is bounded by the pipeline itself, so the runtime need not count what it does.
             let next = poll_fn(|cx| poll_next(&mut pipeline, &mut control, cx));
@@ -60,9 +69,12 @@ impl<M: GuestAddressSpace + Clone + Send + 'static> DeviceTask<M> {
                     let _ = reply.send(activate(&mut pipeline, *activation, features));
                 }
                 Some(Control::Offer { buffer, reply }) => {
-                    let offered = pipeline.gpu().offer(buffer);
-                    let _ =
-                        reply.send(offered.map(BlobId).map_err(|refusal| OfferError { reason: refusal.to_string() }));
+                    let offered = pipeline.gpu().offer(buffer).map(BlobId);
+                    let _ = reply.send(offered.map_err(|reached| OfferError::Limit { limit: reached.limit }));
+                }
+                Some(Control::Withdraw { id, reply }) => {
+                    let _ = reply.send(pipeline.gpu().withdraw(id.0));
+                    pipeline.take_outbox();
                 }
                 Some(Control::Reset { reply }) => {
                     pipeline.quiesce(deadline).await;
@@ -72,16 +84,19 @@ impl<M: GuestAddressSpace + Clone + Send + 'static> DeviceTask<M> {
                 Some(Control::Stop { reply }) => {
                     end(pipeline, renderer, deadline).await;
                     let _ = reply.send(());
-                    return;
+                    return Ok(());
                 }
-                None => return end(pipeline, renderer, deadline).await,
+                None => {
+                    end(pipeline, renderer, deadline).await;
+                    return Ok(());
+                }
             }
         }
     }
 }
 
 /// The next control message, serving the guest meanwhile; `None` when the handle is gone.
-fn poll_next<M: GuestAddressSpace + Clone + 'static>(
+fn poll_next<M: GuestAddressSpace + 'static>(
     pipeline: &mut Pipeline<M>,
     control: &mut UnboundedReceiver<Control<M>>,
     cx: &mut Context<'_>,
@@ -92,8 +107,9 @@ fn poll_next<M: GuestAddressSpace + Clone + 'static>(
     pipeline.poll_turn(cx).map(|never| match never {})
 }
 
-fn assemble<M: GuestAddressSpace + Clone + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {
-    let Setup { limits, window, read_only, alignment, hosts, renderer, counters, nudge } = setup;
+fn assemble<M: GuestAddressSpace + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {
+    let Setup { mut limits, window, read_only, alignment, hosts, renderer, counters, nudge } = setup;
+    limits.commands_in_flight = limits.commands_in_flight.max(1);
     let ledger = Ledger::new(&limits);
     let window =
         window.map(|memory| Window::new(memory, alignment, read_only, limits.deadline, std::rc::Rc::clone(&ledger)));
@@ -105,7 +121,7 @@ fn assemble<M: GuestAddressSpace + Clone + 'static>(setup: Setup) -> io::Result<
     Ok((Pipeline::new(Gpu::new(parts), Nudge::new(nudge)?), end))
 }
 
-fn activate<M: GuestAddressSpace + Clone + 'static>(
+fn activate<M: GuestAddressSpace + 'static>(
     pipeline: &mut Pipeline<M>,
     activation: Activation<M>,
     features: u64,
@@ -117,20 +133,32 @@ fn activate<M: GuestAddressSpace + Clone + 'static>(
         return Err(ActivateError::NoFeatures);
     }
     let Activation { memory, control, cursor, interrupt } = activation;
-    let control = source(control, memory.clone(), 0)?;
-    let cursor = source(cursor, memory.clone(), 1)?;
+    let event_idx = features & EVENT_IDX != 0;
+    let control = source(control, memory.clone(), 0, event_idx)?;
+    let cursor = source(cursor, memory.clone(), 1, event_idx)?;
     pipeline.activate(Active { control, cursor, interrupt }, memory, features);
     Ok(())
 }
 
-fn source<M: GuestAddressSpace>(setup: QueueSetup, memory: M, index: u16) -> Result<Source<M>, ActivateError> {
-    let ring =
-        Ring::new(setup.queue, memory).map_err(|error| ActivateError::Queue { index, reason: error.to_string() })?;
-    Source::new(ring, setup.kick).map_err(|error| ActivateError::Queue { index, reason: error.to_string() })
+fn source<M: GuestAddressSpace>(
+    setup: QueueSetup,
+    memory: M,
+    index: u16,
+    event_idx: bool,
+) -> Result<Source<M>, ActivateError> {
+    let QueueSetup { mut queue, kick } = setup;
+    let most = QUEUE_SIZES[usize::from(index)];
+    if queue.size() > most {
+        let reason = format!("{} descriptors where at most {most} are served", queue.size());
+        return Err(ActivateError::Queue { index, reason });
+    }
+    queue.set_event_idx(event_idx);
+    let ring = Ring::new(queue, memory).map_err(|error| ActivateError::Queue { index, reason: error.to_string() })?;
+    Source::new(ring, kick).map_err(|error| ActivateError::Queue { index, reason: error.to_string() })
 }
 
 /// Ends the device: quiet first, then its renderer's thread.
-async fn end<M: GuestAddressSpace + Clone + 'static>(
+async fn end<M: GuestAddressSpace + 'static>(
     mut pipeline: Pipeline<M>,
     renderer: Option<RendererEnd>,
     deadline: std::time::Duration,

@@ -5,6 +5,7 @@ mod builder;
 mod control;
 mod lifecycle;
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,21 +20,22 @@ pub use control::{ActivateError, DeviceGone, OfferError, Reply};
 pub use lifecycle::DeviceTask;
 
 use crate::buffer::HostBuffer;
-use crate::observe::{Counters, Snapshot};
+use crate::observe::{Counters, LiveCounters};
 use crate::protocol::config::Config;
 use crate::protocol::features::{self, FeatureError};
 use crate::seams::Interrupt;
 use control::Control;
 
-/// Most descriptors of each queue; a driver may set fewer.
+/// Largest size of each queue (0 control, 1 cursor), for the transport to state; [`Device::activate`] refuses more.
 pub const QUEUE_SIZES: [u16; 2] = [1024, 64];
 
 /// A queue as the driver has set it up, and the eventfd that the driver's notifications write.
 #[derive(Debug)]
 pub struct QueueSetup {
-    /// rust-vmm's queue, ready, with its addresses set, and EVENT_IDX enabled where it was negotiated.
+    /// rust-vmm's queue, ready, with its addresses set. The device sets EVENT_IDX as it was negotiated.
     pub queue: Queue,
-    /// Written for every notification, by an ioeventfd or by the VMM. The device never reads it.
+    /// Written for every notification, by an ioeventfd or by the VMM. The device never reads it. From vmm-sys-util's
+    /// `EventFd`: `OwnedFd::from_raw_fd(event.into_raw_fd())`.
     pub kick: OwnedFd,
 }
 
@@ -49,7 +51,7 @@ pub struct Activation<M> {
     pub interrupt: Box<dyn Interrupt>,
 }
 
-/// The offered id of a buffer, for a guest to create a blob of; bit 63 is set.
+/// The id of an offered buffer, for a guest to create a blob of; bit 63 is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlobId(pub u64);
 
@@ -57,11 +59,15 @@ pub struct BlobId(pub u64);
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    counters: Arc<Counters>,
+    counters: Arc<LiveCounters>,
     features: AtomicU64,
 }
 
-/// A VMM's handle to its device. Dropping it stops the device.
+/// A VMM's handle to its device.
+///
+/// Dropping it stops the device. One that was spawned is waited for, as a rule at most twice
+/// [`Limits::deadline`](crate::Limits::deadline): do not drop it on the device's own thread. One that was built ends when
+/// its task is polled next.
 pub struct Device<M: GuestAddressSpace> {
     control: Option<UnboundedSender<Control<M>>>,
     shared: Arc<Shared>,
@@ -102,22 +108,31 @@ impl<M: GuestAddressSpace> Device<M> {
         self.send(|reply| Control::Activate { activation: Box::new(activation), features, reply })
     }
 
-    /// The driver has written status 0. The reply comes when the device is quiet: nothing in the window, no descriptor
-    /// open, no access to the queues any more. It can be activated again then.
+    /// The driver has written status 0. The reply comes when the device is quiet: no access to the queues any more, nothing
+    /// in the window and no descriptor open, but for what did not end within
+    /// [`Limits::deadline`](crate::Limits::deadline). That is set aside and counted, and its range is not used again
+    /// before it is clear. The device can be activated again then.
     pub fn reset(&self) -> Reply<()> {
         self.shared.features.store(0, Ordering::Release);
         self.send(|reply| Control::Reset { reply })
     }
 
-    /// Hands the device a buffer, for one context to create one blob of. An offer that nobody takes ends with the next
-    /// reset.
+    /// Hands the device a buffer, for any context to create one blob of. It counts against [`Limits::fds`](crate::Limits).
+    ///
+    /// Every reset ends all offers, and every driver begins with one: offer after DRIVER_OK. How the guest learns of the
+    /// id is the VMM's business.
     pub fn offer(&self, buffer: HostBuffer) -> Reply<Result<BlobId, OfferError>> {
         self.send(|reply| Control::Offer { buffer, reply })
     }
 
+    /// Takes an offer back; the reply says whether it was still there.
+    pub fn withdraw(&self, id: BlobId) -> Reply<bool> {
+        self.send(|reply| Control::Withdraw { id, reply })
+    }
+
     /// What the device has counted since it was made.
     #[must_use]
-    pub fn counters(&self) -> Snapshot {
+    pub fn counters(&self) -> Counters {
         self.shared.counters.snapshot()
     }
 
@@ -133,6 +148,19 @@ impl<M: GuestAddressSpace> Device<M> {
             let _ = control.send(message(answer));
         }
         reply
+    }
+}
+
+impl<M: GuestAddressSpace> fmt::Debug for Device<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl<M> fmt::Debug for Activation<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { control, cursor, .. } = self;
+        f.debug_struct("Activation").field("control", control).field("cursor", cursor).finish_non_exhaustive()
     }
 }
 

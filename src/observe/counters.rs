@@ -30,13 +30,13 @@ impl Counter {
     }
 }
 
-/// Defines [`Counters`] and [`Snapshot`] from one documented list.
+/// Defines [`LiveCounters`] and [`Counters`] from one documented list.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// The live counters of one device, shared by `Arc` between the device task, which writes them, and
         /// the VMM's handle, which reads them. They count from the device's creation and survive resets.
         #[derive(Debug, Default)]
-        pub(crate) struct Counters {
+        pub(crate) struct LiveCounters {
             $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
         }
 
@@ -44,14 +44,14 @@ macro_rules! counters {
         /// two of them may be some commands apart while the device runs.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct Snapshot {
+        pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
-        impl Counters {
+        impl LiveCounters {
             /// Reads all counters.
-            pub(crate) fn snapshot(&self) -> Snapshot {
-                Snapshot { $($name: self.$name.get(),)+ }
+            pub(crate) fn snapshot(&self) -> Counters {
+                Counters { $($name: self.$name.get(),)+ }
             }
         }
     };
@@ -72,15 +72,15 @@ counters! {
     interrupts,
     /// Batches that needed no interrupt, because the driver had asked for none.
     interrupts_suppressed,
-    /// Interrupts sent for a change of the configuration space.
-    config_interrupts,
+    /// Times the driver was to be told that the device needs a reset.
+    needs_resets,
     /// Requests that were dropped without an answer. Anything but 0 is a bug of this crate.
     requests_lost,
     /// Queues parked because their ring was broken.
     rings_broken,
     /// Times the device stopped popping because its pipeline was full.
     stalls_full,
-    /// Commands refused because a limit was reached.
+    /// Commands and descriptors answered out of memory: by a limit, by the renderer or by the host.
     limit_refusals,
     /// Blobs mapped into the window.
     maps,
@@ -117,18 +117,18 @@ mod tests {
 
     #[test]
     fn a_snapshot_mixes_up_no_fields() {
-        let counters = Counters::default();
+        let counters = LiveCounters::default();
         counters.kicks.bump();
         counters.commands.bump();
         counters.commands.bump();
         counters.bytes_sent.add(4096);
-        let expected = Snapshot { kicks: 1, commands: 2, bytes_sent: 4096, ..Snapshot::default() };
+        let expected = Counters { kicks: 1, commands: 2, bytes_sent: 4096, ..Counters::default() };
         assert_eq!(counters.snapshot(), expected);
     }
 
     #[test]
     fn a_reader_on_another_thread_never_sees_a_count_go_back() {
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(LiveCounters::default());
         let reader = Arc::clone(&counters);
         let reading = std::thread::spawn(move || {
             let mut last = 0;

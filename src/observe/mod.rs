@@ -4,6 +4,6 @@
 mod counters;
 pub(crate) mod limited;
 
-pub(crate) use counters::Counters;
-pub use counters::Snapshot;
+pub use counters::Counters;
+pub(crate) use counters::LiveCounters;
 pub(crate) use limited::{error_limited, warn_limited};

@@ -7,6 +7,7 @@ use zerocopy::transmute;
 
 use super::{Job, Lane, Pipeline, Stage, Timeline};
 use crate::commands::{Claims, Finish, Refusal, Step, claims};
+use crate::limits::Quota;
 use crate::protocol::command::{needed_feature, response_len};
 use crate::protocol::decode::{Head, decode};
 use crate::protocol::wire::{Header, command_type};
@@ -14,10 +15,14 @@ use crate::protocol::{Body, Command, ErrorCode, Response};
 use crate::queue::Request;
 use crate::seams::LocalFuture;
 
-impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
+/// Ids of contexts whose ends are remembered.
+const MOST_LIVES: usize = 1 << 16;
+
+impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     /// A request has been popped: decodes it, and runs it or lets the scoreboard decide.
     pub(super) fn arrived(&mut self, lane: Lane, mut request: Request) {
         let (header, command) = self.decode(lane, &mut request);
+        request.forget_readable();
         let Some(header) = header else { return self.answer(lane, request, None, &ErrorCode::InvalidParameter.into()) };
         let span = debug_span!(
             "command",
@@ -31,6 +36,9 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         let claims = command.as_ref().map(|command| claims(&header, command)).unwrap_or_default();
         let timeline = if lane == Lane::Control { self.timeline(&header) } else { None };
         self.gpu.counters.fenced.add(u64::from(header.fenced()));
+        if matches!(command, Ok(Command::CtxDestroy)) {
+            self.next_life(header.ctx_id.get());
+        }
         if claims.is_empty() && timeline.is_none() {
             let begun = span.in_scope(|| command.and_then(|command| self.gpu.begin(&header, command)));
             let response = match begun {
@@ -43,11 +51,16 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             return span.in_scope(|| self.answer(lane, request, Some(&header), &response));
         }
         let ticket = self.board.arrived(claims, timeline);
-        match command {
-            Ok(command) => {
-                self.jobs.insert(ticket, Job { request, header, span: span.clone(), stage: Stage::Waiting(command) });
+        let payload = |command: Command| {
+            let charge = self.gpu.ledger.charge(Quota::HostBytes, command.payload() as u64)?;
+            Ok((command, charge))
+        };
+        match command.and_then(payload) {
+            Ok((command, payload)) => {
+                let stage = Stage::Waiting { command, _payload: payload };
+                self.jobs.insert(ticket, Job { request, header, span: span.clone(), stage });
                 self.obey();
-                if self.jobs.get(ticket).is_some_and(|job| matches!(job.stage, Stage::Waiting(_))) {
+                if self.jobs.get(ticket).is_some_and(|job| matches!(job.stage, Stage::Waiting { .. })) {
                     span.in_scope(|| debug!("waiting for an earlier command"));
                 }
             }
@@ -75,10 +88,18 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             return Some(Timeline::Global);
         }
         let (context, ring) = (header.ctx_id.get(), header.ring_idx);
-        Some(match self.gpu.context(context) {
-            Some(context) => Timeline::Ring { context, ring },
-            None => Timeline::Unborn { context, ring },
-        })
+        let life = self.lives.get(&context).copied().unwrap_or(0);
+        Some(Timeline::Ring { context, life, ring })
+    }
+
+    /// A CTX_DESTROY has arrived: what comes after it speaks of the next life of the id.
+    fn next_life(&mut self, context: u32) {
+        if self.lives.len() >= MOST_LIVES {
+            // A guest that uses up so many ids may find a new context's fences behind an old one's.
+            self.lives.clear();
+        }
+        self.last_life += 1;
+        self.lives.insert(context, self.last_life);
     }
 
     fn decode(&self, lane: Lane, request: &mut Request) -> (Option<Header>, Result<Command, Refusal>) {

@@ -8,6 +8,7 @@ mod ram;
 mod scoreboard;
 mod source;
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -22,6 +23,7 @@ pub(crate) use source::Source;
 
 use crate::commands::{Claim, ContextKey, FenceState, Finish, Gpu, Refusal, Step, Ticket};
 use crate::cross_domain::Channel;
+use crate::limits::Charge;
 use crate::observe::{error_limited, warn_limited};
 use crate::protocol::decode::DecodeLimits;
 use crate::protocol::wire::Header;
@@ -34,6 +36,8 @@ use scoreboard::{Order, Scoreboard};
 
 /// Most requests that one queue is served in a turn.
 const REQUESTS_A_TURN: usize = 64;
+/// And no further than this many bytes of them: a list of a million entries takes its time.
+const BYTES_A_TURN: usize = 1 << 20;
 /// Most pieces of finished work, and most events of channels, that are booked in a turn.
 const EVENTS_A_TURN: usize = 64;
 
@@ -48,14 +52,10 @@ enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Timeline {
     Global,
-    /// Of one life of a context.
+    /// Of one life of a context's id.
     Ring {
-        context: ContextKey,
-        ring: u8,
-    },
-    /// Of a context that does not exist, or not yet.
-    Unborn {
         context: u32,
+        life: u64,
         ring: u8,
     },
 }
@@ -69,8 +69,8 @@ struct Job {
 }
 
 enum Stage {
-    /// Not begun.
-    Waiting(Command),
+    /// Not begun; what it holds meanwhile is charged.
+    Waiting { command: Command, _payload: Charge },
     /// Its future is in flight.
     Running,
     /// Waits for its fence, or for its turn.
@@ -102,11 +102,16 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     fresh: bool,
     /// The control queue holds requests that are not popped before others are answered.
     stalled: bool,
+    /// The control queue was not looked at in this turn, because the pipeline was full.
+    held: bool,
+    /// How often each context's id has ended, for timelines.
+    lives: HashMap<u32, u64>,
+    last_life: u64,
     response: Vec<u8>,
     decode_limits: DecodeLimits,
 }
 
-impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
+impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     pub(crate) fn new(mut gpu: Gpu, nudge: Nudge) -> Self {
         let (sink, fences) = unbounded_channel();
         gpu.outbox.fence_sink = Some(sink);
@@ -127,6 +132,9 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             nudge,
             fresh: false,
             stalled: false,
+            held: false,
+            lives: HashMap::new(),
+            last_life: 0,
             response: Vec::new(),
             decode_limits,
         }
@@ -156,6 +164,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
             more |= self.poll_work(cx);
             more |= self.fresh;
         }
+        more |= self.held && self.board.len() < self.gpu.limits.commands_in_flight;
         self.interrupt();
         if more {
             self.nudge.again();
@@ -207,12 +216,15 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         if source.poll_kick(cx) {
             self.gpu.counters.kicks.bump();
         }
+        let mut bytes = 0;
+        self.held &= lane == Lane::Cursor;
         for _ in 0..REQUESTS_A_TURN {
             let full = lane == Lane::Control && self.board.len() >= self.gpu.limits.commands_in_flight;
             let Some(source) = self.source(lane) else { return false };
             if full {
                 // The guest's ring is the buffer: whatever is answered next continues from here.
                 let stalls = source.has_more();
+                self.held = true;
                 let before = std::mem::replace(&mut self.stalled, stalls);
                 self.gpu.counters.stalls_full.add(u64::from(stalls && !before));
                 return false;
@@ -221,7 +233,11 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
                 Ok(Popped::Request(request)) => {
                     self.stalled &= lane == Lane::Cursor;
                     self.gpu.counters.commands.bump();
+                    bytes += request.readable_len();
                     self.arrived(lane, request);
+                    if bytes > BYTES_A_TURN {
+                        return true;
+                    }
                 }
                 Ok(Popped::Malformed) => {
                     self.gpu.counters.commands.bump();
@@ -269,9 +285,11 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
 
     fn start(&mut self, ticket: Ticket) {
         // One that was refused at sight is done already, and only waits for its turn to be answered.
-        let Some(job) = self.jobs.get_mut(ticket).filter(|job| matches!(job.stage, Stage::Waiting(_))) else { return };
+        let Some(job) = self.jobs.get_mut(ticket).filter(|job| matches!(job.stage, Stage::Waiting { .. })) else {
+            return;
+        };
         let header = job.header;
-        let Stage::Waiting(command) = std::mem::replace(&mut job.stage, Stage::Running) else { return };
+        let Stage::Waiting { command, .. } = std::mem::replace(&mut job.stage, Stage::Running) else { return };
         let span = job.span.clone();
         let _entered = span.enter();
         match self.gpu.begin(&header, command) {
@@ -342,8 +360,8 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
         self.gpu.counters.rings_broken.bump();
         error_limited!(?lane, %error, "the queue is broken and is not served until the driver resets the device");
         if let Some(active) = &self.active {
-            self.gpu.counters.config_interrupts.bump();
-            active.interrupt.config();
+            self.gpu.counters.needs_resets.bump();
+            active.interrupt.needs_reset();
         }
     }
 
@@ -373,7 +391,7 @@ impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
     }
 
     /// Takes up what commands have left.
-    fn take_outbox(&mut self) {
+    pub(crate) fn take_outbox(&mut self) {
         let outbox = &mut self.gpu.outbox;
         self.fresh |= !(outbox.channels.is_empty() && outbox.chores.is_empty() && outbox.quarantine.is_empty());
         self.channels.extend(outbox.channels.drain(..));

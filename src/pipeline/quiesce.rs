@@ -12,25 +12,38 @@ use vm_memory::GuestAddressSpace;
 
 use super::Pipeline;
 use crate::observe::warn_limited;
+use crate::resource::Retired;
 use crate::seams::LocalFuture;
 
-impl<M: GuestAddressSpace + Clone + 'static> Pipeline<M> {
+/// In place of deadlines that no clock can hold.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     /// Stops serving and gives everything up. The queues and guest memory are not touched any more from the start, and
     /// no command is under way at the end, but for what is set aside.
     pub(crate) async fn quiesce(&mut self, deadline: Duration) {
         self.active = None;
         self.jobs.drain().for_each(|(_, job)| job.request.abandon());
-        let ends = Instant::now() + deadline;
+        let now = Instant::now();
+        let ends = now.checked_add(deadline).unwrap_or(now + FOREVER);
         self.end_work(ends).await;
         let mut releasing: FuturesUnordered<_> = self.gpu.release_all().into_iter().collect();
         self.take_outbox();
         while let Ok(Some(retired)) = timeout_at(ends, releasing.next()).await {
             self.gpu.released(retired);
         }
-        self.set_aside(releasing);
+        // What is left of a teardown, it too, keeps its range until it ends.
+        let teardown = |work: LocalFuture<Retired>| async {
+            if let Some(rest) = work.await.rest {
+                rest.await;
+            }
+        };
+        let stuck = releasing.into_iter().map(|work| Box::pin(teardown(work)) as LocalFuture<()>);
+        self.set_aside(stuck.collect());
         self.end_work(ends).await;
         self.take_outbox();
         self.board.clear();
+        self.lives.clear();
     }
 
     /// Waits for commands and for calls of the renderer.

@@ -32,8 +32,9 @@ impl<M: GuestAddressSpace> Source<M> {
     /// 64 bits does not fill up. That saves a system call a kick.
     pub(crate) fn poll_kick(&mut self, cx: &mut Context<'_>) -> bool {
         let mut kicked = false;
-        while let Poll::Ready(Ok(())) = self.kick.poll_event(cx) {
-            kicked = true;
+        // Twice: once to take note, once to be woken by the next. What is no eventfd may be ready for ever.
+        for _ in 0..2 {
+            kicked |= matches!(self.kick.poll_event(cx), Poll::Ready(Ok(())));
         }
         self.busy |= kicked;
         kicked

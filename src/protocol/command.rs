@@ -26,6 +26,16 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Bytes of host memory that it holds while it waits to be carried out.
+    pub(crate) fn payload(&self) -> usize {
+        match self {
+            Self::AttachBacking { entries, .. } => size_of_val(entries.as_slice()),
+            Self::CreateBlob(create) => size_of_val(create.entries.as_slice()),
+            Self::Submit { stream } => stream.len(),
+            _ => 0,
+        }
+    }
+
     /// The resource that it is about, where it is about one.
     pub(crate) fn resource(&self) -> Option<u32> {
         match self {

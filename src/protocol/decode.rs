@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::command::{Command, CreateBlob, CursorMove, MapBlob};
 use super::response::ErrorCode;
@@ -173,9 +173,12 @@ fn entries(body: &impl Body, start: usize, count: u32, limits: &DecodeLimits) ->
     if count > limits.backing_entries {
         return Err(DecodeError::TooLarge { what: "list of entries", len: count, limit: limits.backing_entries });
     }
-    let raw = read(body, start..start + count * size_of::<MemEntry>())?;
-    let list = <[MemEntry]>::ref_from_bytes(&raw).map_err(|_| DecodeError::Unreadable)?;
-    Ok(list.to_vec())
+    let end = start + count * size_of::<MemEntry>();
+    if body.len() < end {
+        return Err(DecodeError::Short { len: body.len(), needed: end });
+    }
+    let mut list = vec![MemEntry::new_zeroed(); count];
+    if body.read(start, list.as_mut_bytes()) { Ok(list) } else { Err(DecodeError::Unreadable) }
 }
 
 fn bytes(body: &impl Body, range: Range<usize>, limits: &DecodeLimits) -> Result<Vec<u8>, DecodeError> {
@@ -195,8 +198,6 @@ fn read(body: &impl Body, range: Range<usize>) -> Result<Vec<u8>, DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use zerocopy::IntoBytes;
-
     use super::*;
 
     impl Body for [u8] {

@@ -26,6 +26,7 @@ pub const OFFERED: u64 = VERSION_1 | INDIRECT_DESC | EVENT_IDX | VIRGL | RESOURC
 
 /// Why a driver's choice of features cannot be served; the transport then leaves FEATURES_OK clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FeatureError {
     /// The driver acknowledged bits that were never offered.
     #[error("features {unknown:#x} were not offered")]

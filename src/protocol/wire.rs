@@ -35,7 +35,7 @@ pub mod command_type {
     pub const MOVE_CURSOR: u32 = 0x301;
 }
 
-/// Response types of success (`VIRTIO_GPU_RESP_OK_*`).
+/// Response types (`VIRTIO_GPU_RESP_OK_*` and `VIRTIO_GPU_RESP_ERR_*`).
 #[allow(missing_docs, reason = "the specification's own names say it all")]
 pub mod response_type {
     pub const OK_NODATA: u32 = 0x1100;

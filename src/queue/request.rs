@@ -69,6 +69,11 @@ impl Request {
         })
     }
 
+    /// Forgets the readable part, once it has been read: a guest may make it of very many pieces.
+    pub(crate) fn forget_readable(&mut self) {
+        self.readable = Pieces::new();
+    }
+
     /// States what the driver is told if this request should ever be lost.
     pub(crate) fn set_fallback(&mut self, answer: [u8; FALLBACK]) {
         self.fallback = answer;

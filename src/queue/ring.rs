@@ -20,6 +20,8 @@ pub(crate) enum RingError {
     Invalid,
     #[error("the available ring is broken: {0}")]
     Available(virtio_queue::Error),
+    #[error("the available ring is no longer guest memory")]
+    Unreadable,
     #[error("head {head} in a queue of {size}")]
     Head { head: u16, size: u16 },
     #[error("head {head} was made available again before it was given back")]
@@ -73,8 +75,12 @@ impl<M: GuestAddressSpace> Ring<M> {
     pub(crate) fn pop(&mut self) -> Result<Popped, RingError> {
         let memory = self.memory.memory();
         let size = self.queue.size();
+        let more = self.has_more();
         let chain = self.queue.iter(&*memory).map_err(RingError::Available)?.next();
-        let Some(mut chain) = chain else { return Ok(Popped::Nothing) };
+        let Some(mut chain) = chain else {
+            // rust-vmm's queue says the same of an entry that it cannot read as of one that is not there.
+            return if more { Err(RingError::Unreadable) } else { Ok(Popped::Nothing) };
+        };
         let head = chain.head_index();
         self.take(head, size)?;
         if let Some((readable, writable)) = pieces(&mut chain) {
@@ -166,22 +172,29 @@ pub(crate) enum Signal {
     Interrupt,
 }
 
+/// Pieces of the writable part that are kept until the answer; an indirect table may have 65,535.
+const MOST_WRITABLE: usize = 1024;
+
 /// The chain's pieces by direction; `None` where a link leads nowhere, or a readable piece follows a writable one.
 fn pieces<M>(chain: &mut virtio_queue::DescriptorChain<&M>) -> Option<(Pieces, Pieces)>
 where
     M: GuestMemory,
 {
     let (mut readable, mut writable) = (SmallVec::new(), SmallVec::new());
-    let mut complete = false;
+    let (mut complete, mut answer_begun) = (false, false);
     for descriptor in chain {
         complete = !descriptor.has_next();
         let piece = (descriptor.addr(), descriptor.len());
-        if descriptor.is_write_only() {
-            writable.push(piece);
-        } else if writable.is_empty() {
+        if !descriptor.is_write_only() {
+            if answer_begun {
+                return None;
+            }
             readable.push(piece);
-        } else {
-            return None;
+            continue;
+        }
+        answer_begun = true;
+        if descriptor.len() > 0 && writable.len() < MOST_WRITABLE {
+            writable.push(piece);
         }
     }
     complete.then_some((readable, writable))

@@ -3,10 +3,11 @@
 
 mod thread;
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
-pub(crate) use thread::{RendererEnd, RendererThread};
+pub(crate) use thread::{Made, RendererEnd, RendererThread};
 
 /// A capability set that a renderer offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub struct Capset {
 
 /// Why a renderer did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RendererError {
     /// The guest's request makes no sense to it.
     #[error("the renderer refused: {0}")]
@@ -35,6 +37,7 @@ pub enum RendererError {
 
 /// A host object that a guest wants as a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BlobRequest {
     /// The context that owns the object.
     pub context: u32,
@@ -62,6 +65,12 @@ impl Fence {
     pub fn signal(self) {}
 }
 
+impl fmt::Debug for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fence")
+    }
+}
+
 impl Drop for Fence {
     fn drop(&mut self) {
         if let Some(signal) = self.signal.take() {
@@ -70,12 +79,15 @@ impl Drop for Fence {
     }
 }
 
-/// A renderer. Every call comes from one thread, in the order in which the guest's commands may take effect.
+/// A renderer. Every call comes from one thread, in the order in which the guest's commands may take effect. A call may
+/// take as long as it needs: only commands of its contexts wait for it, and a reset no longer than
+/// [`Limits::deadline`](crate::Limits::deadline). A renderer that panics has stopped: what is asked of it is answered
+/// ERR_UNSPEC from then on. Guest memory behind resources is not passed.
 pub trait Renderer {
     /// The capability sets that it serves; asked for once.
     fn capsets(&self) -> Vec<Capset>;
 
-    /// Makes a context of one of its capability sets.
+    /// Makes a context; `capset` is one of its own, or 0 where the guest named none.
     ///
     /// # Errors
     /// See [`RendererError`]; so for all calls below.
@@ -84,10 +96,10 @@ pub trait Renderer {
     /// Ends a context. Its fences must signal.
     fn destroy_context(&mut self, context: u32);
 
-    /// Makes a resource known to a context.
+    /// Makes a resource known to a context: any resource of the guest, also one that the renderer has not made.
     fn attach_resource(&mut self, context: u32, resource: u32);
 
-    /// Takes a resource from a context.
+    /// Takes a resource from a context. The end of either does so without a call.
     fn detach_resource(&mut self, context: u32, resource: u32);
 
     /// Carries out a command stream.
@@ -102,7 +114,7 @@ pub trait Renderer {
     /// An object that does not exist or has no memory to export.
     fn create_blob(&mut self, request: &BlobRequest) -> Result<OwnedFd, RendererError>;
 
-    /// Forgets a resource.
+    /// Forgets a resource that it has made, also one whose descriptor was of no use. Its mapping may outlast it.
     fn destroy_resource(&mut self, resource: u32);
 
     /// Signals `fence` when everything that was submitted on this timeline is done. A timeline is a context with one of
@@ -111,4 +123,4 @@ pub trait Renderer {
 }
 
 /// Makes a renderer on the renderer's own thread, so that it need not be `Send`.
-pub type RendererFactory = Box<dyn FnOnce() -> io::Result<Box<dyn Renderer>> + Send>;
+pub(crate) type RendererFactory = Box<dyn FnOnce() -> io::Result<Box<dyn Renderer>> + Send>;

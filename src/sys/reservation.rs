@@ -38,19 +38,19 @@ pub enum PlaceError {
     /// The buffer itself refused to be mapped; the window is as it was.
     #[error("the buffer cannot be mapped: {source}")]
     Refused {
-        /// What the buffer's `mmap` answered.
+        /// Why, as the region's owner says it (`mmap`'s answer for a `HostWindow`).
         source: io::Error,
     },
-    /// The last step failed; the filler is back in the range.
+    /// The buffer can be mapped, but not there; the filler is back in the range.
     #[error("the mapping could not be moved into the window: {source}")]
     Moved {
-        /// What `mremap` answered.
+        /// Why, as the region's owner says it (`mremap`'s answer for a `HostWindow`).
         source: io::Error,
     },
     /// Not even the filler could be put back: the range must never be handed out again.
     #[error("the window's range could not be refilled: {source}")]
     Lost {
-        /// What the filler's `mmap` answered.
+        /// Why, as the region's owner says it.
         source: io::Error,
     },
 }
@@ -182,6 +182,8 @@ impl Reservation {
         let staged = unsafe { rustix::mm::mmap(ptr::null_mut(), len_bytes, prot, share, file, 0) }
             .map_err(|errno| PlaceError::Refused { source: errno.into() })?;
         let Err(errno) = move_mapping(staged, len_bytes, target) else { return Ok(()) };
+        // Should the kernel have run out of memory after it took the old mapping away, another thread's mapping may have
+        // come into the gap by now. Filling it breaks that thread; leaving it would show it to the guest.
         // SAFETY: `staged` is the mapping made above; the move failed, so it is still there and nobody knows of it.
         let _ = unsafe { rustix::mm::munmap(staged, len_bytes) };
         self.fill(offset, len)?;

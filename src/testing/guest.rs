@@ -94,10 +94,10 @@ impl Answer {
     }
 }
 
-/// Interrupts as eventfds, and a count of those for the configuration space.
+/// Interrupts as eventfds, and a count of the times that the device asked for a reset.
 struct Lines {
     queues: [OwnedFd; 2],
-    config: Arc<AtomicU64>,
+    resets: Arc<AtomicU64>,
 }
 
 impl Interrupt for Lines {
@@ -105,8 +105,8 @@ impl Interrupt for Lines {
         let _ = rustix::io::write(&self.queues[usize::from(index)], &1u64.to_ne_bytes());
     }
 
-    fn config(&self) {
-        self.config.fetch_add(1, Ordering::SeqCst);
+    fn needs_reset(&self) {
+        self.resets.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -125,7 +125,7 @@ pub struct Guest {
     control: Port,
     cursor: Port,
     options: GuestOptions,
-    config_interrupts: Arc<AtomicU64>,
+    needs_resets: Arc<AtomicU64>,
 }
 
 impl Guest {
@@ -161,7 +161,7 @@ impl Guest {
             arrived: HashMap::new(),
         };
         let (control, cursor) = (port(options.queue_size), port(16));
-        Self { device, ram, control, cursor, options, config_interrupts: Arc::default() }
+        Self { device, ram, control, cursor, options, needs_resets: Arc::default() }
     }
 
     /// What the guest hands to its device at DRIVER_OK.
@@ -173,7 +173,7 @@ impl Guest {
             memory: self.ram.space(),
             control: setup(&self.control),
             cursor: setup(&self.cursor),
-            interrupt: Box::new(Lines { queues, config: Arc::clone(&self.config_interrupts) }),
+            interrupt: Box::new(Lines { queues, resets: Arc::clone(&self.needs_resets) }),
         }
     }
 
@@ -209,10 +209,10 @@ impl Guest {
         &mut self.port(lane).queue
     }
 
-    /// How often the configuration space was announced to have changed.
+    /// How often the device said that it needs a reset.
     #[must_use]
-    pub fn config_interrupts(&self) -> u64 {
-        self.config_interrupts.load(Ordering::SeqCst)
+    pub fn needs_resets(&self) -> u64 {
+        self.needs_resets.load(Ordering::SeqCst)
     }
 
     fn port(&mut self, lane: Lane) -> &mut Port {

@@ -67,7 +67,8 @@ impl HostWindow {
         self.memory.len()
     }
 
-    /// Where the window starts in this process: what a VMM gives to its memory slot.
+    /// Where the window starts in this process: what a VMM gives to its memory slot. The VMM keeps a clone of the window for
+    /// as long as the slot exists.
     #[must_use]
     pub fn host_address(&self) -> *mut u8 {
         self.memory.host_address()
@@ -133,8 +134,8 @@ impl SharedMemory for HostWindow {
         })
     }
 
-    fn clear_now(&self, offset: u64, len: u64) {
-        let _ = self.fill(offset, len);
+    fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
+        self.fill(offset, len)
     }
 }
 

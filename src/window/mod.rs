@@ -67,7 +67,9 @@ struct Lease {
     shared: Rc<Shared>,
     offset: u64,
     len: u64,
-    _mapped_bytes: Charge,
+    /// Whether nobody knows what the range shows: it stays booked for as long as the window lives.
+    lost: bool,
+    mapped_bytes: Option<Charge>,
 }
 
 /// A range that is booked and shows the filler.
@@ -134,20 +136,31 @@ impl Window {
         if !book.borrow_mut().insert(offset, len) {
             return Err(MapError::Overlap { offset, len });
         }
-        Ok(Reserved(Lease { shared: Rc::clone(&self.shared), offset, len, _mapped_bytes: mapped_bytes }))
+        Ok(Reserved(Lease {
+            shared: Rc::clone(&self.shared),
+            offset,
+            len,
+            lost: false,
+            mapped_bytes: Some(mapped_bytes),
+        }))
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.shared.book.borrow_mut().remove(self.offset);
+        if self.lost {
+            // What it takes of the quota is taken for good.
+            std::mem::forget(self.mapped_bytes.take());
+        } else {
+            self.shared.book.borrow_mut().remove(self.offset);
+        }
     }
 }
 
 impl Lease {
-    /// Keeps the range booked for as long as the window lives: nobody knows what it shows.
-    fn quarantine(self) {
-        std::mem::forget(self);
+    /// Gives the range up for good.
+    fn quarantine(mut self) {
+        self.lost = true;
     }
 }
 
@@ -204,7 +217,7 @@ fn refused(result: &Result<(), PlaceError>) -> bool {
     matches!(result, Err(PlaceError::Refused { .. }))
 }
 
-/// Waits for a placement until the deadline. What comes later is taken back at once: the placed range is dropped.
+/// Waits for a placement until the deadline. What comes later is taken back, and its range is free only then.
 async fn within(
     deadline: Duration,
     mut rest: LocalFuture<Result<Placed, PlaceFailure>>,
@@ -214,7 +227,13 @@ async fn within(
         Err(_) => Err(PlaceFailure {
             error: MapError::Deadline { deadline },
             quarantined: true,
-            rest: Some(Box::pin(async move { drop(rest.await) })),
+            rest: Some(Box::pin(async move {
+                if let Ok(placed) = rest.await
+                    && let Cleared::Quarantined(Some(rest)) = placed.clear().result().await
+                {
+                    rest.await;
+                }
+            })),
         }),
     }
 }
@@ -272,8 +291,10 @@ impl Placed {
 
 impl Drop for Placed {
     fn drop(&mut self) {
-        if let Some(lease) = &self.lease {
-            lease.shared.memory.clear_now(lease.offset, self.len);
+        if let Some(lease) = self.lease.take()
+            && lease.shared.memory.clear_now(lease.offset, self.len).is_err()
+        {
+            lease.quarantine();
         }
     }
 }

@@ -128,7 +128,7 @@ impl Renderer for Keeper {
 fn a_renderer_s_fence_needs_no_other_traffic_to_be_answered() {
     let fences = Arc::new(Mutex::new(Vec::new()));
     let keeper = Keeper(Arc::clone(&fences));
-    let mut setup = Setup::with(Builder::new().renderer(Box::new(move || Ok(Box::new(keeper)))));
+    let mut setup = Setup::with(Builder::new().renderer(move || Ok(keeper)));
     setup.ok(&Request::ctx_create(2, 4));
     for fence in 1..10 {
         let token = setup.guest.submit(&Request::submit(2, &[1, 2, 3, 4]).fenced(fence).on_ring(3));

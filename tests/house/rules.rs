@@ -27,7 +27,6 @@ pub(crate) const ALL_BELOW: &[&str] = &["*"];
 pub(crate) const ROOMS: &[Room] = &[
     Room { name: "cli",          may_use: ALL_BELOW },
     Room { name: "testing",      may_use: ALL_BELOW },
-    Room { name: "vhost_user",   may_use: ALL_BELOW },
     Room { name: "sources",      may_use: &["buffer", "sys", "limits", "observe"] },
     Room { name: "device",       may_use: ALL_BELOW },
     Room { name: "pipeline",     may_use: ALL_BELOW },
@@ -35,7 +34,6 @@ pub(crate) const ROOMS: &[Room] = &[
     Room { name: "commands",     may_use: ALL_BELOW },
     Room { name: "cross_domain", may_use: &["resource", "buffer", "protocol", "seams", "sys", "limits", "observe"] },
     Room { name: "renderer",     may_use: &["buffer", "protocol", "seams", "sys", "limits", "observe"] },
-    Room { name: "display",      may_use: &["buffer", "protocol", "seams", "limits", "observe"] },
     Room { name: "resource",     may_use: &["window", "buffer", "protocol", "seams", "limits", "observe"] },
     Room { name: "window",       may_use: &["buffer", "seams", "sys", "limits", "observe"] },
     Room { name: "buffer",       may_use: &["seams", "sys", "limits", "observe"] },

@@ -41,7 +41,7 @@ impl Runtime {
                     }
                 });
                 for device in devices {
-                    device.await.expect("no panic on the device's thread");
+                    device.await.expect("no panic on the device's thread").expect("a runtime that watches descriptors");
                 }
                 pinger.abort();
             });

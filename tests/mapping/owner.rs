@@ -123,8 +123,8 @@ impl SharedMemory for Owner {
         self.when_allowed(refused, move |window| window.clear(offset, len))
     }
 
-    fn clear_now(&self, offset: u64, len: u64) {
+    fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
         self.ask(Asked::ClearNow(offset / PAGE, len / PAGE));
-        self.window.clear_now(offset, len);
+        self.window.clear_now(offset, len)
     }
 }

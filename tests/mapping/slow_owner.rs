@@ -8,7 +8,7 @@ use virtio_gpu_uring::testing::{Request, census};
 use virtio_gpu_uring::{Builder, Limits, Protection, ReadOnlyPolicy};
 
 use crate::owner::{Asked, Owner};
-use crate::setup::{CONTEXT, PAGE, PAGES, get, memfd, read_only};
+use crate::setup::{CONTEXT, PAGE, PAGES, gap, get, memfd, read_only};
 
 /// Limits with a deadline short enough to be waited for.
 fn impatient() -> Builder {
@@ -145,8 +145,14 @@ fn an_owner_who_never_answers_a_map_never_keeps_the_guest_waiting_nor_gets_its_r
     // Now it comes all the same: nobody wants it any more.
     owner.allow(1);
     let started = std::time::Instant::now();
-    while !owner.asked().contains(&Asked::ClearNow(0, 1)) {
+    while !owner.asked().contains(&Asked::Clear(0, 1)) {
         assert!(started.elapsed() < virtio_gpu_uring::testing::DEADLINE, "the late mapping was left in the window");
+        setup.guest.settle();
+    }
+    setup.refused(&Request::map(8, 0), ERR_INVALID_PARAMETER);
+    owner.allow(1);
+    while setup.byte(0) != gap(0) {
+        assert!(started.elapsed() < virtio_gpu_uring::testing::DEADLINE, "the late mapping was not cleared");
         setup.guest.settle();
     }
     setup.guest.settle();

@@ -174,11 +174,12 @@ impl SharedMemory for SlowMemory {
         Work::Done(Ok(()))
     }
 
-    fn clear_now(&self, offset: u64, len: u64) {
+    fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
         // Whatever is under way there: the device is going, and this is the last word on the range.
         let mut state = self.lock();
         if state.ranges.remove(&offset).is_none_or(|(known, _)| known != len) {
             state.complaints.push(format!("cleared {offset:#x}+{len:#x} at once, where nothing is"));
         }
+        Ok(())
     }
 }

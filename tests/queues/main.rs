@@ -13,7 +13,7 @@ use virtio_gpu_uring::protocol::cross_domain::ChannelType;
 use virtio_gpu_uring::testing::{
     DEADLINE, Guest, GuestChannel, GuestOptions, HostPeer, HostService, Lane, Request, Used,
 };
-use virtio_gpu_uring::{Builder, Limits, Snapshot};
+use virtio_gpu_uring::{Builder, Counters, Limits};
 
 fn guest_with(features: u64) -> Guest {
     Guest::with_options(Builder::new(), GuestOptions { features, ..GuestOptions::default() })
@@ -29,7 +29,7 @@ fn until(what: &str, mut true_now: impl FnMut() -> bool) {
     }
 }
 
-fn counters(guest: &Guest) -> Snapshot {
+fn counters(guest: &Guest) -> Counters {
     guest.device().counters()
 }
 

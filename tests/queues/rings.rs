@@ -21,7 +21,7 @@ fn broken_by(features: u64, break_it: impl FnOnce(&mut Guest) -> bool) {
         guest.kick(Lane::Control);
     }
     until("the broken ring is reported", || counters(&guest).rings_broken > 0);
-    until("the driver is told", || guest.config_interrupts() > 0);
+    until("the driver is told", || guest.needs_resets() > 0);
     // Parked: kicks change nothing, and nothing is popped any more.
     let commands = counters(&guest).commands;
     let _ = guest.submit(&Request::display_info());
@@ -30,8 +30,8 @@ fn broken_by(features: u64, break_it: impl FnOnce(&mut Guest) -> bool) {
         cursor_lives(&mut guest);
     }
     let counted = counters(&guest);
-    assert_eq!((counted.rings_broken, guest.config_interrupts()), (1, 1), "reported more than once");
-    assert_eq!(counted.config_interrupts, 1);
+    assert_eq!((counted.rings_broken, guest.needs_resets()), (1, 1), "reported more than once");
+    assert_eq!(counted.needs_resets, 1);
     assert_eq!(counted.commands - commands, 32, "a parked queue was served");
     guest.reset();
     guest.activate();
@@ -88,7 +88,7 @@ fn a_head_that_is_reused_while_in_flight_is_never_answered_twice() {
     until("the broken ring is reported", || counters(&guest).rings_broken > 0);
     peer.send(b"late", &[]);
     cursor_lives(&mut guest);
-    until("the driver is told", || guest.config_interrupts() == 1);
+    until("the driver is told", || guest.needs_resets() == 1);
     assert_eq!(counters(&guest).rings_broken, 1);
     guest.reset();
     guest.activate();
@@ -105,7 +105,7 @@ fn a_broken_cursor_queue_never_stops_the_control_queue() {
     }
     until("the broken ring is reported", || counters(&guest).rings_broken > 0);
     (0..8).for_each(|_| guest.settle());
-    until("the driver is told", || guest.config_interrupts() == 1);
+    until("the driver is told", || guest.needs_resets() == 1);
     assert_eq!(counters(&guest).rings_broken, 1);
     guest.reset();
     guest.activate();
@@ -121,7 +121,7 @@ fn both_queues_broken_are_never_one_report() {
             guest.kick(lane);
         }
     }
-    until("both are reported", || counters(&guest).rings_broken == 2 && guest.config_interrupts() == 2);
+    until("both are reported", || counters(&guest).rings_broken == 2 && guest.needs_resets() == 2);
     guest.reset();
     guest.activate();
     guest.settle();

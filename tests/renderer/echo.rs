@@ -11,7 +11,7 @@ use std::thread::ThreadId;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use virtio_gpu_uring::testing::DEADLINE;
-use virtio_gpu_uring::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory};
+use virtio_gpu_uring::{BlobRequest, Capset, Fence, Renderer, RendererError};
 
 /// Streams that mean something; all others are echoed.
 pub(crate) mod stream {
@@ -46,7 +46,7 @@ pub(crate) const REFUSED_CAPSET: u32 = 4;
 
 type Call = (String, Option<Fence>);
 
-struct Echo {
+pub(crate) struct Echo {
     calls: Sender<Call>,
     gate: Receiver<()>,
     name: &'static str,
@@ -65,15 +65,15 @@ pub(crate) struct Remote {
 }
 
 /// A renderer whose memfds have this name, and the test's end of it.
-pub(crate) fn echo(name: &'static str) -> (RendererFactory, Remote) {
+pub(crate) fn echo(name: &'static str) -> (impl FnOnce() -> io::Result<Echo> + Send + 'static, Remote) {
     let (tell, calls) = channel();
     let (open, gate) = channel();
-    let factory = move || -> io::Result<Box<dyn Renderer>> {
+    let factory = move || {
         let thread = Rc::new(std::thread::current().id());
         let (canvases, kept) = (HashMap::new(), Vec::new());
-        Ok(Box::new(Echo { calls: tell, gate, name, canvases, kept, thread }))
+        Ok(Echo { calls: tell, gate, name, canvases, kept, thread })
     };
-    (Box::new(factory), Remote { calls, gate: open, fences: Vec::new() })
+    (factory, Remote { calls, gate: open, fences: Vec::new() })
 }
 
 impl Remote {
@@ -178,7 +178,7 @@ impl Renderer for Echo {
     }
 
     fn create_blob(&mut self, request: &BlobRequest) -> Result<OwnedFd, RendererError> {
-        let BlobRequest { context, resource, blob_id, size, flags } = *request;
+        let BlobRequest { context, resource, blob_id, size, flags, .. } = *request;
         self.tell(format!("blob {resource} of {context}/{blob_id}, {size} bytes, flags {flags}"));
         match blob_id {
             object::CANVAS => Ok(self.canvases[&context].try_clone().expect("a duplicate")),

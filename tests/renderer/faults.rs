@@ -8,19 +8,19 @@ use virtio_gpu_uring::protocol::wire::response_type::{ERR_INVALID_CONTEXT_ID, ER
 use virtio_gpu_uring::testing::{GuestChannel, Request, Token};
 use virtio_gpu_uring::{BuildError, Builder, Limits};
 
-use super::echo::{KEPT_RING, object, stream};
+use super::echo::{Echo, KEPT_RING, object, stream};
 use super::{Bench, CREATED};
 
 type Memory = std::sync::Arc<vm_memory::GuestMemoryMmap>;
 
 #[test]
 fn a_renderer_that_cannot_be_made_is_never_a_device() {
-    let failing = Builder::new().renderer(Box::new(|| Err(io::Error::other("no such card"))));
-    let error = failing.spawn::<Memory>().err().expect("no device");
+    let failing = Builder::new().renderer(|| Err::<Echo, _>(io::Error::other("no such card")));
+    let error = failing.spawn::<Memory>().expect_err("no device");
     assert!(matches!(error, BuildError::Start(_)), "{error:?}");
     assert!(error.to_string().contains("no such card"), "{error}");
-    let panicking = Builder::new().renderer(Box::new(|| std::panic::resume_unwind(Box::new("told to"))));
-    let error = panicking.spawn::<Memory>().err().expect("no device");
+    let panicking = Builder::new().renderer::<Echo>(|| std::panic::resume_unwind(Box::new("told to")));
+    let error = panicking.spawn::<Memory>().expect_err("no device");
     assert!(matches!(error, BuildError::Start(_)), "{error:?}");
 }
 
