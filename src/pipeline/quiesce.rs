@@ -23,6 +23,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     /// no command is under way at the end, but for what is set aside.
     pub(crate) async fn quiesce(&mut self, deadline: Duration) {
         self.active = None;
+        (self.held, self.stalled) = (false, false);
         self.jobs.drain().for_each(|(_, job)| job.request.abandon());
         let now = Instant::now();
         let ends = now.checked_add(deadline).unwrap_or(now + FOREVER);
