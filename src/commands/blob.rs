@@ -6,7 +6,7 @@ use std::rc::Rc;
 use smallvec::smallvec;
 use tracing::debug;
 
-use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
+use super::{Claim, Claims, Gpu, Made, Refusal, Resource, Response, Step};
 use crate::buffer::{HeldBuffer, HostBuffer};
 use crate::limits::{Charge, LimitReached, Quota};
 use crate::observe::warn_limited;
@@ -15,7 +15,7 @@ use crate::protocol::wire::{
     MemEntry,
 };
 use crate::protocol::{CreateBlob, features};
-use crate::renderer::{BlobRequest, Made};
+use crate::renderer::BlobRequest;
 use crate::resource::{Backing, Blob, GuestBlob, HostBlob, MapState, ResourceKey, Retired};
 use crate::seams::{LocalFuture, Work};
 use crate::window::{Cleared, PlaceFailure, Placed};
@@ -104,10 +104,10 @@ impl Gpu {
         let CreateBlob { resource, flags, blob_id, size, .. } = *create;
         let request = BlobRequest { context, resource, blob_id, size, flags };
         let create = CreateBlob { entries: Vec::new(), ..*create };
-        let made = renderer.undo(Made::Resource(resource));
+        self.making.insert(Made::Resource(resource));
         let work = Work::Later(renderer.create_blob(request));
         Step::after(work, self, move |gpu, file| {
-            made.keep();
+            gpu.making.remove(&Made::Resource(create.resource));
             match gpu.take_rendered(&create, file?, fd) {
                 Ok(buffer) => gpu.insert_host_blob(&create, buffer, charge, true),
                 Err(refusal) => {
@@ -277,7 +277,7 @@ impl Gpu {
         if retired.quarantined { Err(self.quarantined(retired.rest)) } else { Ok(Response::NoData) }
     }
 
-    fn forget_rendered(&mut self, resource: u32) {
+    pub(super) fn forget_rendered(&mut self, resource: u32) {
         if let Some(renderer) = &self.renderer {
             let told = renderer.destroy_resource(resource);
             self.outbox.chores.push(Box::pin(async move { drop(told.await) }));

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use smallvec::smallvec;
 
-use super::{Claim, Claims, FenceState, Gpu, Refusal, Response, Step, Ticket};
+use super::{Claim, Claims, FenceState, Gpu, Made, Refusal, Response, Step, Ticket};
 use crate::buffer::HeldBuffer;
 use crate::cross_domain::{self, Bounds, ContextError, Items, Rings};
 use crate::limits::{Charge, Quota};
@@ -14,7 +14,7 @@ use crate::protocol::cross_domain::{MIN_RING_LEN, StreamCommand, parse};
 use crate::protocol::features;
 use crate::protocol::wire::command_type::SUBMIT_3D;
 use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
-use crate::renderer::{Fence, Made};
+use crate::renderer::Fence;
 use crate::resource::{Blob, ResourceKey};
 use crate::seams::Work;
 
@@ -84,10 +84,10 @@ impl Gpu {
         let charge = self.ledger.charge(Quota::Contexts, 1)?;
         let rendered = self.capsets.iter().any(|offered| offered.id == capset || capset == 0);
         if let (true, Some(renderer)) = (rendered, self.renderer.clone()) {
-            let made = renderer.undo(Made::Context(id));
+            self.making.insert(Made::Context(id));
             let work = Work::Later(renderer.create_context(id, capset, name));
             return Step::after(work, self, move |gpu, created| {
-                made.keep();
+                gpu.making.remove(&Made::Context(id));
                 created?;
                 gpu.insert_context(id, Kind::Rendered, [Some(charge), None]);
                 Ok(Response::NoData)
@@ -151,13 +151,23 @@ impl Gpu {
         }
     }
 
-    /// Ends all contexts, for a reset.
+    /// Ends all contexts, for a reset, and takes back what the renderer is still making: it serves requests in order, so
+    /// that the next driver's come after.
     pub(super) fn destroy_contexts(&mut self) {
+        let making: Vec<Made> = self.making.drain().collect();
+        making.into_iter().for_each(|made| match made {
+            Made::Context(id) => self.forget_rendered_context(id),
+            Made::Resource(id) => self.forget_rendered(id),
+        });
         let rendered: Vec<u32> = self.contexts.iter().filter(|(_, row)| row.is_rendered()).map(|(id, _)| id).collect();
+        rendered.into_iter().for_each(|id| self.forget_rendered_context(id));
         let contexts: Vec<Context> = self.contexts.drain().collect();
         contexts.into_iter().for_each(|context| self.end_context(context));
-        for (renderer, id) in self.renderer.iter().flat_map(|renderer| rendered.iter().map(move |id| (renderer, *id))) {
-            let told = renderer.destroy_context(id);
+    }
+
+    fn forget_rendered_context(&mut self, context: u32) {
+        if let Some(renderer) = &self.renderer {
+            let told = renderer.destroy_context(context);
             self.outbox.chores.push(Box::pin(async move { drop(told.await) }));
         }
     }

@@ -8,7 +8,7 @@ mod query;
 mod refusal;
 mod scanout;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use smallvec::SmallVec;
@@ -48,6 +48,13 @@ pub(crate) enum Claim {
 
 /// The claims of one command, all different.
 pub(crate) type Claims = SmallVec<[Claim; 3]>;
+
+/// Something that the renderer is making for a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Made {
+    Context(u32),
+    Resource(u32),
+}
 
 /// What has been decided about a command's work.
 pub(crate) enum Step {
@@ -94,6 +101,8 @@ pub(crate) struct Gpu {
     last_offer: u64,
     hosts: HostSockets,
     renderer: Option<RendererThread>,
+    /// What the renderer has been asked to make and has not made yet.
+    making: HashSet<Made>,
     capsets: Vec<Capset>,
     alignment: u64,
     pub(crate) limits: Limits,
@@ -165,6 +174,7 @@ impl Gpu {
             last_offer: 0,
             hosts,
             renderer,
+            making: HashSet::new(),
             capsets,
             alignment,
             limits,

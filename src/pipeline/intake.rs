@@ -33,14 +33,18 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             fence = header.fenced().then(|| header.fence_id.get()),
             ring = header.on_ring().then_some(header.ring_idx),
         );
-        let claims = command.as_ref().map(|command| claims(&header, command)).unwrap_or_default();
+        let command = command.and_then(|command| {
+            let charge = self.gpu.ledger.charge(Quota::HostBytes, command.payload() as u64)?;
+            Ok((command, charge))
+        });
+        let claims = command.as_ref().map(|(command, _)| claims(&header, command)).unwrap_or_default();
         let timeline = if lane == Lane::Control { self.timeline(&header) } else { None };
         self.gpu.counters.fenced.add(u64::from(header.fenced()));
-        if matches!(command, Ok(Command::CtxDestroy)) {
+        if matches!(command, Ok((Command::CtxDestroy, _))) {
             self.next_life(header.ctx_id.get());
         }
         if claims.is_empty() && timeline.is_none() {
-            let begun = span.in_scope(|| command.and_then(|command| self.gpu.begin(&header, command)));
+            let begun = span.in_scope(|| command.and_then(|(command, _)| self.gpu.begin(&header, command)));
             let response = match begun {
                 Ok(Step::Done(response)) => response,
                 Ok(Step::Later(future)) => {
@@ -51,11 +55,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             return span.in_scope(|| self.answer(lane, request, Some(&header), &response));
         }
         let ticket = self.board.arrived(claims, timeline);
-        let payload = |command: Command| {
-            let charge = self.gpu.ledger.charge(Quota::HostBytes, command.payload() as u64)?;
-            Ok((command, charge))
-        };
-        match command.and_then(payload) {
+        match command {
             Ok((command, payload)) => {
                 let stage = Stage::Waiting { command, _payload: payload };
                 self.jobs.insert(ticket, Job { request, header, span: span.clone(), stage });

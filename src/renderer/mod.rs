@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
-pub(crate) use thread::{Made, RendererEnd, RendererThread};
+pub(crate) use thread::{RendererEnd, RendererThread};
 
 /// A capability set that a renderer offers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -67,11 +67,6 @@ impl RendererThread {
         Box::pin(async { answer.await.unwrap_or(Err(RendererError::Stopped)) })
     }
 
-    /// To be dropped where what is made next has nobody to belong to.
-    pub(crate) fn undo(&self, made: Made) -> Undo {
-        Undo { renderer: Some(self.clone()), made }
-    }
-
     pub(crate) fn create_context(&self, context: u32, capset: u32, name: String) -> Replied<()> {
         self.ask(|reply| Request::CreateContext { context, capset, name, reply })
     }
@@ -99,38 +94,6 @@ impl RendererThread {
     /// Asks for a fence. A renderer that is gone has nothing left to do: the fence is dropped, and signals.
     pub(crate) fn fence(&self, context: u32, ring: Option<u8>, fence: Fence) {
         let _ = self.requests.send(Request::Fence { context, ring, fence });
-    }
-}
-
-/// What the renderer is about to make.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Made {
-    Context(u32),
-    Resource(u32),
-}
-
-/// Takes back what the renderer makes for a command that nobody books any more: a reset has given it up meanwhile.
-#[must_use = "dropping it takes back what is made"]
-pub(crate) struct Undo {
-    renderer: Option<RendererThread>,
-    made: Made,
-}
-
-impl Undo {
-    /// The command has been booked, with whatever outcome.
-    pub(crate) fn keep(mut self) {
-        self.renderer = None;
-    }
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        // Requests are served in order, so this comes after what it takes back; nobody waits for the reply.
-        match (self.renderer.take(), self.made) {
-            (Some(renderer), Made::Context(context)) => drop(renderer.destroy_context(context)),
-            (Some(renderer), Made::Resource(resource)) => drop(renderer.destroy_resource(resource)),
-            (None, _) => {}
-        }
     }
 }
 
