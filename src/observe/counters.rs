@@ -84,11 +84,11 @@ counters! {
     limit_refusals,
     /// Blobs mapped into the window.
     maps,
-    /// Blobs unmapped from the window, by command, unref or reset.
+    /// Blobs unmapped from the window by command; UNREF and reset unmap without being counted here.
     unmaps,
     /// Maps that were begun and failed; the window is as it was.
     map_failures,
-    /// Ranges given up because their teardown did not end by its deadline.
+    /// Mappings, teardowns and other work that did not end by the deadline, or failed for good: set aside with what they hold.
     quarantined,
     /// Cross-domain channels opened to a host service.
     channels_opened,

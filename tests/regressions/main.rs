@@ -6,6 +6,7 @@ mod channel;
 #[allow(dead_code, reason = "shared with other test programs")]
 mod echo;
 mod held;
+mod idle;
 #[path = "../order/memory.rs"]
 mod memory;
 mod queue;
