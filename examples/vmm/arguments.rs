@@ -1,0 +1,83 @@
+//! What the command line may say.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use virtio_gpu_uring::ChannelType;
+
+/// Boots a Linux kernel with a virtio-gpu whose blobs are live host buffers
+///
+/// The guest's serial console is stdout and stdin; the VMM's own words go to stderr. It ends with
+/// status 0 when the guest powers off, and with 1 and a line that says why at any other end.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// The guest's kernel, a bzImage as distributions install it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+
+    /// The guest's initial RAM disk; it loads the virtio_mmio and virtio-gpu modules
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: PathBuf,
+
+    /// Words for the kernel, after "console=ttyS0 pci=off reboot=t panic=-1"
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    pub(crate) cmdline: String,
+
+    /// Guest RAM
+    #[arg(long, value_name = "MiB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(128..=1 << 20))]
+    pub(crate) memory: u64,
+
+    /// The window that blobs are mapped into
+    #[arg(long, value_name = "MiB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) window: u64,
+
+    /// Virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) cpus: u8,
+
+    /// What a guest meets where nothing is mapped in the window
+    #[arg(long, value_enum, default_value_t = Gaps::Scratch)]
+    pub(crate) gaps: Gaps,
+
+    /// Serves the buffers of this V4L2 device to the guest, on cross-domain channels of type camera
+    #[arg(long, value_name = "DEV")]
+    pub(crate) camera: Option<PathBuf>,
+
+    /// Lets the guest connect to a Unix socket; TYPE is wayland, camera, pipewire or x11
+    #[arg(long, value_name = "TYPE=PATH", value_parser = socket)]
+    pub(crate) socket: Vec<(ChannelType, PathBuf)>,
+
+    /// Writes what the device does to this file; RUST_LOG chooses what, as in virtio_gpu_uring=trace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+}
+
+/// What fills the window's gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Gaps {
+    /// Memory that belongs to nobody: a guest that touches it lives on
+    Scratch,
+    /// Nothing: a guest that touches it ends the machine
+    Deny,
+}
+
+impl Arguments {
+    /// The kernel's command line: a serial console, no search for the PCI bus that is not there, and a triple fault instead
+    /// of a machine that hangs.
+    pub(crate) fn command_line(&self) -> String {
+        format!("console=ttyS0 pci=off reboot=t panic=-1 {}", self.cmdline).trim_end().to_owned()
+    }
+}
+
+fn socket(text: &str) -> Result<(ChannelType, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("a socket is written as TYPE=PATH")?;
+    let channel_type = match name {
+        "wayland" => ChannelType::WAYLAND,
+        "camera" => ChannelType::CAMERA,
+        "pipewire" => ChannelType::PIPEWIRE,
+        "x11" => ChannelType::X11,
+        _ => return Err(format!("{name:?} is no type of channel: wayland, camera, pipewire or x11")),
+    };
+    Ok((channel_type, path.into()))
+}
