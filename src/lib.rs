@@ -17,7 +17,8 @@
 //! One task owns all state of a device; nothing is locked, and nothing is borrowed across an await. A scoreboard lets a
 //! command start when no earlier one claims the same resource, mapping or context, so that a slow one holds up nobody
 //! else. What may sleep in the kernel (taking back large mappings, populating them, the last close of a large file) goes
-//! to io_uring's own workers; a renderer has a thread of its own. Imports point down the picture only, and a test says so.
+//! to io_uring's own workers; a renderer has a thread of its own, and so has each copy that the VMM reads of a buffer
+//! ([`Device::read_blob`]). Imports point down the picture only, and a test says so.
 //!
 //! # Embedding
 //! The README has a whole VMM's glue, which is compiled with the documentation's tests. The seams that a VMM implements,
@@ -49,7 +50,7 @@ mod sys;
 pub mod testing;
 mod window;
 
-pub use buffer::{Access, BufferError, BufferKind, HostBuffer};
+pub use buffer::{Access, BufferError, BufferKind, HostBuffer, ReadError};
 pub use device::{
     ActivateError, Activation, BlobId, BuildError, Builder, Device, DeviceGone, DeviceTask, OfferError, QUEUE_SIZES,
     QueueSetup, Reply,

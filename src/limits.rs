@@ -18,8 +18,8 @@ pub struct Limits {
     /// Bytes of host memory that a guest may cause to be copied: read-only buffers, each in full while it is mapped,
     /// messages that a host service has not taken yet, and lists and streams of commands that wait for earlier ones.
     pub host_bytes: u64,
-    /// File descriptors of blobs, offers and received items at a time, and one for each cross-domain context. The
-    /// process's own limit must lie above it.
+    /// File descriptors of blobs, offers and received items at a time, one for each cross-domain context, and one for each
+    /// read of a buffer that the VMM has asked for. The process's own limit must lie above it.
     pub fds: u64,
     /// Entries of guest memory lists, of one command and of all resources together.
     pub backing_entries: u64,
@@ -31,8 +31,8 @@ pub struct Limits {
     pub items_per_context: usize,
     /// Bytes that a channel keeps for a host service that does not read. At the limit the channel is closed.
     pub channel_backlog: usize,
-    /// How long a placement, the taking back of one, a reset or the renderer's end may last before what is stuck is set
-    /// aside.
+    /// How long a placement, the taking back of one, a read, a reset or the renderer's end may last before what is stuck is
+    /// set aside.
     pub deadline: Duration,
 }
 

@@ -2,11 +2,13 @@
 //! The descriptor closes here and nowhere else.
 
 mod classify;
+pub(crate) mod read;
 
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use classify::BufferError;
+pub use read::ReadError;
 
 use crate::limits::Charge;
 use crate::seams::{LocalFuture, Protection};

@@ -5,6 +5,7 @@ mod blob;
 mod channel;
 mod context;
 mod query;
+mod read;
 mod refusal;
 mod scanout;
 
@@ -19,6 +20,7 @@ pub(crate) use refusal::Refusal;
 pub(crate) use scanout::COUNT as SCANOUTS;
 
 use crate::buffer::HeldBuffer;
+use crate::buffer::read::Reads;
 use crate::cross_domain::{Channel, HostSockets};
 use crate::limits::{Ledger, Limits};
 use crate::observe::LiveCounters;
@@ -99,6 +101,8 @@ pub(crate) struct Gpu {
     /// Buffers that the VMM has handed in and no context has made a blob of.
     offered: HashMap<u64, HeldBuffer>,
     last_offer: u64,
+    /// What the VMM is reading of blobs.
+    reads: Reads,
     hosts: HostSockets,
     renderer: Option<RendererThread>,
     /// What the renderer has been asked to make and has not made yet.
@@ -172,6 +176,7 @@ impl Gpu {
             window,
             offered: HashMap::new(),
             last_offer: 0,
+            reads: Reads::new(limits.deadline),
             hosts,
             renderer,
             making: HashSet::new(),

@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 use super::{Activation, BlobId};
-use crate::buffer::HostBuffer;
+use crate::buffer::read::Span;
+use crate::buffer::{HostBuffer, ReadError};
 
 /// The device's task has ended, so that nobody can reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +55,7 @@ pub(super) enum Control<M> {
     Activate { activation: Box<Activation<M>>, features: u64, reply: Answer<Result<(), ActivateError>> },
     Reset { reply: Answer<()> },
     Offer { buffer: HostBuffer, reply: Answer<Result<BlobId, OfferError>> },
+    Read { resource: u32, span: Span, reply: Answer<Result<Vec<u8>, ReadError>> },
     Withdraw { id: BlobId, reply: Answer<bool> },
     Stop { reply: Answer<()> },
 }

@@ -13,6 +13,7 @@ use vm_memory::GuestAddressSpace;
 
 use super::control::{ActivateError, Control, OfferError};
 use super::{Activation, BlobId, QUEUE_SIZES, QueueSetup};
+use crate::buffer::read::Read;
 use crate::commands::{Gpu, Parts};
 use crate::cross_domain::HostSockets;
 use crate::limits::{Ledger, Limits};
@@ -76,6 +77,14 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
                     let _ = reply.send(pipeline.gpu().withdraw(id.0));
                     pipeline.take_outbox();
                 }
+                Some(Control::Read { resource, span, reply }) => match pipeline.gpu().read_blob(resource, span) {
+                    Ok(reading) => pipeline.read(Box::pin(async move {
+                        let Read { result, rest } = reading.await;
+                        let _ = reply.send(result);
+                        rest
+                    })),
+                    Err(error) => drop(reply.send(Err(error))),
+                },
                 Some(Control::Reset { reply }) => {
                     pipeline.quiesce(deadline).await;
                     pipeline.gpu().counters.resets.bump();

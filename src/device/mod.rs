@@ -6,6 +6,7 @@ mod control;
 mod lifecycle;
 
 use std::fmt;
+use std::ops::RangeBounds;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +20,8 @@ pub use builder::{BuildError, Builder};
 pub use control::{ActivateError, DeviceGone, OfferError, Reply};
 pub use lifecycle::DeviceTask;
 
-use crate::buffer::HostBuffer;
+use crate::buffer::read::Span;
+use crate::buffer::{HostBuffer, ReadError};
 use crate::observe::{Counters, LiveCounters};
 use crate::protocol::config::Config;
 use crate::protocol::features::{self, FeatureError};
@@ -128,6 +130,27 @@ impl<M: GuestAddressSpace> Device<M> {
     /// Takes an offer back; the reply says whether it was still there.
     pub fn withdraw(&self, id: BlobId) -> Reply<bool> {
         self.send(|reply| Control::Withdraw { id, reply })
+    }
+
+    /// Reads a blob as the host sees it: `read_blob(7, ..)` all of it, `read_blob(7, 0..4096)` its first page. Host memory is
+    /// read from the buffer itself and not from the window: what a guest has written to its own copy of a read-only
+    /// buffer is not seen. Of a file's last page, what lies behind the file's end is zero.
+    ///
+    /// A dma-buf is read when the writes that are pending to it (its implicit fences) are done; the guest's commands go on
+    /// meanwhile, those to the same blob included. The bytes are those of some moment before the reply, and not all of
+    /// one moment where somebody is writing. No order holds between a read and commands under way: a resource is there
+    /// when its creation is answered, and a read that has begun goes on without it, in the same memory.
+    ///
+    /// Four reads of host memory copy at a time, each on a thread of its own; others wait. Each takes one descriptor of
+    /// [`Limits::fds`](crate::Limits::fds) until it ends. Guest memory is copied by the device's task, one read at a time, in
+    /// pieces between which it does other work.
+    ///
+    /// A reset ends the reads that wait with [`ReadError::Reset`], and waits for those that copy. One that is in the kernel
+    /// beyond [`Limits::deadline`](crate::Limits::deadline) is set aside and counted in [`Counters::quarantined`]: its
+    /// thread, its descriptor and its place among the four are free when the kernel lets it go.
+    pub fn read_blob(&self, resource: u32, range: impl RangeBounds<u64>) -> Reply<Result<Vec<u8>, ReadError>> {
+        let span = Span::new(&range);
+        self.send(|reply| Control::Read { resource, span, reply })
     }
 
     /// What the device has counted since it was made.

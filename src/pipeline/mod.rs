@@ -94,6 +94,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     chores: FuturesUnordered<LocalFuture<()>>,
     /// Work that was given up; it keeps what it holds until it ends, and nobody waits for it.
     quarantine: FuturesUnordered<LocalFuture<()>>,
+    /// The VMM's reads of blobs; what one leaves behind is set aside.
+    reads: FuturesUnordered<LocalFuture<Option<LocalFuture<()>>>>,
     channels: SelectAll<Channel<ContextKey>>,
     fences: UnboundedReceiver<(ContextKey, Ticket)>,
     /// For turns that end with more to do.
@@ -127,6 +129,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             in_flight: FuturesUnordered::new(),
             chores: FuturesUnordered::new(),
             quarantine: FuturesUnordered::new(),
+            reads: FuturesUnordered::new(),
             channels: SelectAll::new(),
             fences,
             nudge,
@@ -200,6 +203,12 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             self.take_outbox();
             self.obey();
         }
+        while budget > 0
+            && let Poll::Ready(Some(rest)) = self.reads.poll_next_unpin(cx)
+        {
+            budget -= 1;
+            self.read_ended(rest);
+        }
         for rest in [&mut self.chores, &mut self.quarantine] {
             while budget > 0
                 && let Poll::Ready(Some(())) = rest.poll_next_unpin(cx)
@@ -208,6 +217,20 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             }
         }
         budget == 0
+    }
+
+    /// Takes up a read of the VMM's, which ends with what it leaves behind.
+    pub(crate) fn read(&mut self, reading: LocalFuture<Option<LocalFuture<()>>>) {
+        self.reads.push(reading);
+        self.fresh = true;
+    }
+
+    fn read_ended(&mut self, rest: Option<LocalFuture<()>>) {
+        if let Some(rest) = rest {
+            self.gpu.counters.quarantined.bump();
+            warn_limited!("a read of a blob is stuck in the kernel and is set aside");
+            self.quarantine.push(rest);
+        }
     }
 
     /// Serves a queue for a turn; true where there is more to do.

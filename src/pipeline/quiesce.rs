@@ -24,6 +24,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     pub(crate) async fn quiesce(&mut self, deadline: Duration) {
         self.active = None;
         (self.held, self.stalled) = (false, false);
+        self.gpu.end_reads();
         self.jobs.drain().for_each(|(_, job)| job.request.abandon());
         let now = Instant::now();
         let ends = now.checked_add(deadline).unwrap_or(now + FOREVER);
@@ -47,17 +48,24 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         self.lives.clear();
     }
 
-    /// Waits for commands and for calls of the renderer.
+    /// Waits for commands, for calls of the renderer, and for reads that copy.
     async fn end_work(&mut self, ends: Instant) {
         if timeout_at(ends, poll_fn(|cx| self.poll_ends(cx))).await.is_err() {
             let stuck = std::mem::take(&mut self.in_flight);
             self.set_aside(stuck);
             let stuck = std::mem::take(&mut self.chores);
             self.set_aside(stuck);
+            let read = |reading: LocalFuture<Option<LocalFuture<()>>>| async {
+                if let Some(rest) = reading.await {
+                    rest.await;
+                }
+            };
+            let stuck = std::mem::take(&mut self.reads).into_iter();
+            self.set_aside(stuck.map(|reading| Box::pin(read(reading)) as LocalFuture<()>).collect());
         }
     }
 
-    /// Ready when no command's work and no call of the renderer is under way, and every channel has been heard.
+    /// Ready when no command's work, no call of the renderer and no read is under way, and every channel has been heard.
     fn poll_ends(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(Some((_, finish))) = self.in_flight.poll_next_unpin(cx) {
             // Booked like any other, so that what it placed or made is found and given up; nobody is answered.
@@ -65,7 +73,11 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         }
         while let Poll::Ready(Some(_)) = self.channels.poll_next_unpin(cx) {}
         while let Poll::Ready(Some(())) = self.chores.poll_next_unpin(cx) {}
-        if self.in_flight.is_empty() && self.chores.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        while let Poll::Ready(Some(rest)) = self.reads.poll_next_unpin(cx) {
+            self.read_ended(rest);
+        }
+        let idle = self.in_flight.is_empty() && self.chores.is_empty() && self.reads.is_empty();
+        if idle { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Lets work go on behind the device's back; what it yields is dropped, and with it what it owns.

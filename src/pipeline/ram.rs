@@ -16,4 +16,8 @@ impl<M: GuestAddressSpace> GuestRam for Ram<M> {
     fn write(&self, address: u64, data: &[u8]) -> bool {
         self.0.memory().write_slice(data, GuestAddress(address)).is_ok()
     }
+
+    fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        self.0.memory().read_slice(out, GuestAddress(address)).is_ok()
+    }
 }

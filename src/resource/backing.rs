@@ -1,6 +1,7 @@
 //! Guest memory behind a resource: a scatter list that was checked once, and is checked by the memory itself at every
 //! access, because regions may go while it is attached.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::limits::{Charge, Ledger, LimitReached, Quota};
@@ -12,6 +13,8 @@ pub(crate) trait GuestRam {
     fn contains(&self, address: u64, len: u64) -> bool;
     /// Copies `data` to `address`; false where not all of it is RAM.
     fn write(&self, address: u64, data: &[u8]) -> bool;
+    /// Copies bytes from `address` on; false where not all of them are RAM.
+    fn read(&self, address: u64, out: &mut [u8]) -> bool;
 }
 
 /// Why a list of entries is refused.
@@ -69,6 +72,20 @@ impl Backing {
         self.len
     }
 
+    /// Where a range of the backing lies: addresses and lengths.
+    pub(crate) fn pieces_of(&self, range: Range<u64>) -> Vec<(u64, u64)> {
+        let mut at = 0;
+        let mut found = Vec::new();
+        for (address, len) in &self.pieces {
+            let (start, end) = (range.start.max(at), range.end.min(at + len));
+            if start < end {
+                found.push((address + (start - at), end - start));
+            }
+            at += len;
+        }
+        found
+    }
+
     /// Writes `data` at the start of the backing; false where it does not fit or is RAM no more.
     pub(crate) fn write(&self, ram: &dyn GuestRam, mut data: &[u8]) -> bool {
         for (address, len) in &self.pieces {
@@ -103,6 +120,13 @@ mod tests {
             let fits = self.contains(address, data.len() as u64);
             if fits {
                 self.0.borrow_mut()[address as usize..][..data.len()].copy_from_slice(data);
+            }
+            fits
+        }
+        fn read(&self, address: u64, out: &mut [u8]) -> bool {
+            let fits = self.contains(address, out.len() as u64);
+            if fits {
+                out.copy_from_slice(&self.0.borrow()[address as usize..][..out.len()]);
             }
             fits
         }

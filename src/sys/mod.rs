@@ -3,9 +3,8 @@
 
 #[cfg(feature = "sources")]
 pub(crate) mod dma_heap;
-#[cfg(feature = "sources")]
 pub(crate) mod dmabuf;
-#[cfg(feature = "sources")]
+#[cfg_attr(not(any(test, feature = "sources")), expect(dead_code, reason = "the device itself only reads"))]
 pub(crate) mod mapping;
 pub(crate) mod reservation;
 pub(crate) mod ring;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use io_uring::{cqueue, opcode, squeue, types};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
@@ -111,6 +112,29 @@ impl Readiness<OwnedFd> {
         // answers the same number for ever.
         let inner = unsafe { AsyncFd::register(Owned(file, raw)) }.map_err(|refused| refused.into_parts().1)?;
         Ok(Self { inner })
+    }
+
+    /// The same for what can be read alone; one that is refused comes back. A dma-buf is readable when no write to it is
+    /// pending, and must not be watched for longer: each look at one without fences is an event of its own, without end.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn for_reading(file: OwnedFd) -> Result<Self, (OwnedFd, io::Error)> {
+        let raw = file.as_raw_fd();
+        // SAFETY: as in `new`.
+        let registered = unsafe { AsyncFd::register_with_interest(Owned(file, raw), Interest::READABLE) };
+        match registered {
+            Ok(inner) => Ok(Self { inner }),
+            Err(refused) => {
+                let (Owned(file, _), error) = refused.into_parts();
+                Err((file, error))
+            }
+        }
+    }
+
+    /// Stops watching, and hands the descriptor back.
+    pub(crate) fn into_inner(self) -> OwnedFd {
+        self.inner.into_inner().0
     }
 }
 
