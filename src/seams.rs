@@ -8,6 +8,15 @@ use std::pin::Pin;
 
 pub use crate::sys::reservation::{PlaceError, Protection};
 
+/// What kind of file stands behind a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BufferKind {
+    /// A memfd or another file of shared memory (tmpfs). A page that a process forgets comes back when it is touched.
+    SharedMemory,
+    /// A dma-buf: memory of a device or of an exporter such as udmabuf. A page that is forgotten may be gone for good.
+    DmaBuf,
+}
+
 /// A future that stays on the device's thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -106,11 +115,12 @@ pub trait SharedMemory: Send + 'static {
         protection: Protection,
     ) -> Work<Result<(), PlaceError>>;
 
-    /// Takes back what was placed at exactly this range, so that the guest cannot reach it any more.
+    /// Takes back what was placed at exactly this range, a buffer of this kind, so that the guest cannot reach it any more.
+    /// Until it is gone the guest may touch it: the range must not be without anything in between.
     ///
     /// # Errors
     /// Any: the range is never used again, and the guest gets ERR_UNSPEC.
-    fn clear(&self, offset: u64, len: u64) -> Work<Result<(), PlaceError>>;
+    fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>>;
 
     /// Takes the range back at once, because nobody can wait: for whatever is placed, being placed or being cleared when the
     /// device's task is dropped. The range may be empty already.

@@ -10,18 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub use classify::BufferError;
 pub use read::ReadError;
 
+pub use crate::seams::BufferKind;
+
 use crate::limits::Charge;
 use crate::seams::{LocalFuture, Protection};
 use crate::sys::ring;
-
-/// What kind of file stands behind a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BufferKind {
-    /// A memfd or another file of shared memory (tmpfs).
-    SharedMemory,
-    /// A dma-buf: memory of a device or of an exporter such as udmabuf.
-    DmaBuf,
-}
 
 /// What the descriptor's mode and the file's seals allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

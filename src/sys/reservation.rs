@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags};
 use vm_memory::VolatileSlice;
 
 /// How a buffer is laid into the window.
@@ -186,8 +186,20 @@ impl Reservation {
         // come into the gap by now. Filling it breaks that thread; leaving it would show it to the guest.
         // SAFETY: `staged` is the mapping made above; the move failed, so it is still there and nobody knows of it.
         let _ = unsafe { rustix::mm::munmap(staged, len_bytes) };
-        self.fill(offset, len)?;
+        match self.fill(offset, len) {
+            // A process without room for one mapping more gets neither: then the move has not even begun.
+            Err(PlaceError::Lost { .. }) if self.is_whole(offset, len) => {}
+            filled => filled?,
+        }
         Err(PlaceError::Moved { source: errno.into() })
+    }
+
+    /// Whether every page of a range is mapped, to whatever.
+    fn is_whole(&self, offset: u64, len: u64) -> bool {
+        self.span(offset, len).is_ok_and(|(target, len)| {
+            // SAFETY: the range is ours; without MS_INVALIDATE the call changes nothing, and starts no writing either.
+            unsafe { rustix::mm::msync(target, len, MsyncFlags::ASYNC) }.is_ok()
+        })
     }
 
     /// Puts the filler back into a range.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::seams::{PlaceError, Protection, SharedMemory, Work};
+use crate::seams::{BufferKind, PlaceError, Protection, SharedMemory, Work};
 use crate::sys::reservation::Reservation;
 use crate::sys::ring::{Advice, advise};
 
@@ -122,13 +122,15 @@ impl SharedMemory for HostWindow {
         })
     }
 
-    fn clear(&self, offset: u64, len: u64) -> Work<Result<(), PlaceError>> {
-        if len <= CLEAR_IN_LINE {
+    /// The pages of a large piece of shared memory are forgotten first: a guest's touch has them back meanwhile. Those of
+    /// a dma-buf would not come back (V4L2 maps all of them once and has no way to map one again); nor has the remap any
+    /// to free, so that it is cheap.
+    fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {
+        if len <= CLEAR_IN_LINE || kind == BufferKind::DmaBuf {
             return Work::Done(self.fill(offset, len));
         }
         let window = self.clone();
         Work::later(async move {
-            // Device memory refuses the advice and has no pages to free: the remap alone is cheap then.
             let _ = advise_all(&window.memory, offset, len, Advice::DontNeed).await;
             window.fill(offset, len)
         })

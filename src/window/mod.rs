@@ -262,7 +262,7 @@ impl Placed {
     pub(crate) fn clear(self) -> Work<Cleared> {
         let Some(lease) = &self.lease else { return Work::Done(Cleared::Filled) };
         let deadline = lease.shared.deadline;
-        match lease.shared.memory.clear(lease.offset, self.len) {
+        match lease.shared.memory.clear(lease.offset, self.len, self.buffer.kind()) {
             Work::Done(result) => Work::Done(self.cleared(result)),
             Work::Later(future) => {
                 let mut rest: LocalFuture<Cleared> = Box::pin(async move {

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
-use virtio_gpu_uring::{Builder, HostWindow, PlaceError, Protection, SharedMemory, Work};
+use virtio_gpu_uring::{BufferKind, Builder, HostWindow, PlaceError, Protection, SharedMemory, Work};
 
 use crate::setup::{PAGE, PAGES, Setup};
 
@@ -118,9 +118,9 @@ impl SharedMemory for Owner {
         self.when_allowed(refused, move |window| window.place(offset, len, std::os::fd::AsFd::as_fd(&file), protection))
     }
 
-    fn clear(&self, offset: u64, len: u64) -> Work<Result<(), PlaceError>> {
+    fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {
         let refused = self.ask(Asked::Clear(offset / PAGE, len / PAGE));
-        self.when_allowed(refused, move |window| window.clear(offset, len))
+        self.when_allowed(refused, move |window| window.clear(offset, len, kind))
     }
 
     fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError> {

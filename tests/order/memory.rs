@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 use virtio_gpu_uring::testing::DEADLINE;
-use virtio_gpu_uring::{PlaceError, Protection, SharedMemory, Work};
+use virtio_gpu_uring::{BufferKind, PlaceError, Protection, SharedMemory, Work};
 
 type Outcome = Result<(), PlaceError>;
 
@@ -164,7 +164,7 @@ impl SharedMemory for SlowMemory {
         Work::Done(Ok(()))
     }
 
-    fn clear(&self, offset: u64, len: u64) -> Work<Outcome> {
+    fn clear(&self, offset: u64, len: u64, _: BufferKind) -> Work<Outcome> {
         let mut state = self.lock();
         state.begin_clear(offset, len);
         if state.clears_later {

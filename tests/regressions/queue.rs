@@ -7,7 +7,7 @@ use virtio_gpu_uring::testing::{
     DriverQueue, Guest, GuestOptions, GuestRam, Lane, Layout, Pieces, Request, RingFeatures,
 };
 use virtio_gpu_uring::{
-    ActivateError, Activation, Builder, Limits, PlaceError, Protection, QUEUE_SIZES, SharedMemory, Work,
+    ActivateError, Activation, BufferKind, Builder, Limits, PlaceError, Protection, QUEUE_SIZES, SharedMemory, Work,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -26,7 +26,7 @@ impl SharedMemory for ReadyMemory {
         Work::later(async { Ok(()) })
     }
 
-    fn clear(&self, _: u64, _: u64) -> Work<Result<(), PlaceError>> {
+    fn clear(&self, _: u64, _: u64, _: BufferKind) -> Work<Result<(), PlaceError>> {
         Work::later(async { Ok(()) })
     }
 
