@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     pub(crate) initrd: PathBuf,
 
     /// Words for the kernel, after "console=ttyS0 pci=off reboot=t panic=-1"
-    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub(crate) cmdline: String,
 
     /// Guest RAM

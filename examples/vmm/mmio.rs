@@ -11,36 +11,44 @@ use virtio_queue::{Queue, QueueT};
 use crate::memory::Ram;
 
 /// Offset of the register that a driver writes a queue's index to.
-pub(crate) const QUEUE_NOTIFY: u64 = REGISTER_QUEUE_NOTIFY as u64;
+pub(crate) const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY as u64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"VGPU");
 
-const REGISTER_MAGIC: u16 = 0x00;
-const REGISTER_VERSION: u16 = 0x04;
-const REGISTER_DEVICE_ID: u16 = 0x08;
-const REGISTER_VENDOR_ID: u16 = 0x0c;
-const REGISTER_DEVICE_FEATURES: u16 = 0x10;
-const REGISTER_DEVICE_FEATURES_SELECT: u16 = 0x14;
-const REGISTER_DRIVER_FEATURES: u16 = 0x20;
-const REGISTER_DRIVER_FEATURES_SELECT: u16 = 0x24;
-const REGISTER_QUEUE_SELECT: u16 = 0x30;
-const REGISTER_QUEUE_SIZE_MAX: u16 = 0x34;
-const REGISTER_QUEUE_SIZE: u16 = 0x38;
-const REGISTER_QUEUE_READY: u16 = 0x44;
-const REGISTER_QUEUE_NOTIFY: u16 = 0x50;
-const REGISTER_INTERRUPT_STATUS: u16 = 0x60;
-const REGISTER_INTERRUPT_ACK: u16 = 0x64;
-const REGISTER_STATUS: u16 = 0x70;
-const REGISTER_QUEUE_DESCRIPTORS: u16 = 0x80;
-const REGISTER_QUEUE_DRIVER: u16 = 0x90;
-const REGISTER_QUEUE_DEVICE: u16 = 0xa0;
-const REGISTER_REGION_SELECT: u16 = 0xac;
-const REGISTER_REGION_LENGTH: u16 = 0xb0;
-const REGISTER_REGION_BASE: u16 = 0xb8;
-const REGISTER_CONFIG_GENERATION: u16 = 0xfc;
-const REGISTER_CONFIG: u16 = 0x100;
+/// Offsets of the registers (virtio 1.4, section 4.2.2).
+mod register {
+    pub(super) const MAGIC: u16 = 0x00;
+    pub(super) const VERSION: u16 = 0x04;
+    pub(super) const DEVICE_ID: u16 = 0x08;
+    pub(super) const VENDOR_ID: u16 = 0x0c;
+    pub(super) const DEVICE_FEATURES: u16 = 0x10;
+    pub(super) const DEVICE_FEATURES_SELECT: u16 = 0x14;
+    pub(super) const DRIVER_FEATURES: u16 = 0x20;
+    pub(super) const DRIVER_FEATURES_SELECT: u16 = 0x24;
+    pub(super) const QUEUE_SELECT: u16 = 0x30;
+    pub(super) const QUEUE_SIZE_MAX: u16 = 0x34;
+    pub(super) const QUEUE_SIZE: u16 = 0x38;
+    pub(super) const QUEUE_READY: u16 = 0x44;
+    pub(super) const QUEUE_NOTIFY: u16 = 0x50;
+    pub(super) const INTERRUPT_STATUS: u16 = 0x60;
+    pub(super) const INTERRUPT_ACK: u16 = 0x64;
+    pub(super) const STATUS: u16 = 0x70;
+    pub(super) const QUEUE_DESCRIPTORS_LOW: u16 = 0x80;
+    pub(super) const QUEUE_DESCRIPTORS_HIGH: u16 = 0x84;
+    pub(super) const QUEUE_DRIVER_LOW: u16 = 0x90;
+    pub(super) const QUEUE_DRIVER_HIGH: u16 = 0x94;
+    pub(super) const QUEUE_DEVICE_LOW: u16 = 0xa0;
+    pub(super) const QUEUE_DEVICE_HIGH: u16 = 0xa4;
+    pub(super) const REGION_SELECT: u16 = 0xac;
+    pub(super) const REGION_LENGTH_LOW: u16 = 0xb0;
+    pub(super) const REGION_LENGTH_HIGH: u16 = 0xb4;
+    pub(super) const REGION_BASE_LOW: u16 = 0xb8;
+    pub(super) const REGION_BASE_HIGH: u16 = 0xbc;
+    pub(super) const CONFIG_GENERATION: u16 = 0xfc;
+    pub(super) const CONFIG: u16 = 0x100;
+}
 
 const STATUS_DRIVER_OK: u32 = 4;
 const STATUS_FEATURES_OK: u32 = 8;
@@ -93,6 +101,22 @@ struct QueueRegisters {
     device: u64,
 }
 
+impl QueueRegisters {
+    fn write(&mut self, offset: u16, value: u32) {
+        match offset {
+            register::QUEUE_SIZE => self.size = u16::try_from(value).unwrap_or(0),
+            register::QUEUE_READY => self.ready = value == 1,
+            register::QUEUE_DESCRIPTORS_LOW => set_half(&mut self.descriptors, 0, value),
+            register::QUEUE_DESCRIPTORS_HIGH => set_half(&mut self.descriptors, 1, value),
+            register::QUEUE_DRIVER_LOW => set_half(&mut self.driver, 0, value),
+            register::QUEUE_DRIVER_HIGH => set_half(&mut self.driver, 1, value),
+            register::QUEUE_DEVICE_LOW => set_half(&mut self.device, 0, value),
+            register::QUEUE_DEVICE_HIGH => set_half(&mut self.device, 1, value),
+            _ => {}
+        }
+    }
+}
+
 /// The registers that a driver has written.
 #[derive(Debug, Default)]
 struct Registers {
@@ -130,8 +154,8 @@ impl Transport {
 
     /// A load from the registers; whatever is no register reads as zero.
     pub(crate) fn read(&self, offset: u16, out: &mut [u8]) {
-        if offset >= REGISTER_CONFIG {
-            return self.device.read_config(u64::from(offset - REGISTER_CONFIG), out);
+        if offset >= register::CONFIG {
+            return self.device.read_config(u64::from(offset - register::CONFIG), out);
         }
         out.fill(0);
         if let Some(out) = out.get_mut(..4) {
@@ -141,71 +165,60 @@ impl Transport {
 
     /// A store to the registers. Drivers use 32 bits for all but the configuration space; anything else is not heard.
     pub(crate) fn write(&mut self, offset: u16, data: &[u8]) {
-        if offset >= REGISTER_CONFIG {
-            self.device.write_config(u64::from(offset - REGISTER_CONFIG), data);
+        if offset >= register::CONFIG {
+            self.device.write_config(u64::from(offset - register::CONFIG), data);
         } else if let Ok(value) = data.try_into().map(u32::from_le_bytes) {
             self.write_register(offset, value);
         }
     }
 
     fn read_register(&self, offset: u16) -> u32 {
-        let queue = self.registers.queues.get(self.registers.queue_select as usize);
+        let selected = self.registers.queue_select as usize;
+        let (region_base, region_len) = self.selected_region();
         match offset {
-            REGISTER_MAGIC => MAGIC,
-            REGISTER_VERSION => VERSION,
-            REGISTER_DEVICE_ID => DEVICE_ID,
-            REGISTER_VENDOR_ID => VENDOR,
-            REGISTER_DEVICE_FEATURES => half(self.device.features(), self.registers.device_features_select),
-            REGISTER_QUEUE_SIZE_MAX => {
-                QUEUE_SIZES.get(self.registers.queue_select as usize).map_or(0, |&size| size.into())
-            }
-            REGISTER_QUEUE_READY => queue.is_some_and(|queue| queue.ready).into(),
-            REGISTER_INTERRUPT_STATUS => self.signals.interrupt.load(Ordering::SeqCst),
-            REGISTER_STATUS => self.registers.status | self.signals.needs_reset.load(Ordering::SeqCst),
-            0xb0..=0xbc => self.read_region(offset),
+            register::MAGIC => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => DEVICE_ID,
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.device.features(), self.registers.device_features_select),
+            register::QUEUE_SIZE_MAX => QUEUE_SIZES.get(selected).map_or(0, |&size| size.into()),
+            register::QUEUE_READY => self.registers.queues.get(selected).is_some_and(|queue| queue.ready).into(),
+            register::INTERRUPT_STATUS => self.signals.interrupt.load(Ordering::SeqCst),
+            register::STATUS => self.registers.status | self.signals.needs_reset.load(Ordering::SeqCst),
+            register::REGION_LENGTH_LOW => half(region_len, 0),
+            register::REGION_LENGTH_HIGH => half(region_len, 1),
+            register::REGION_BASE_LOW => half(region_base, 0),
+            register::REGION_BASE_HIGH => half(region_base, 1),
             // The configuration space never changes.
-            REGISTER_CONFIG_GENERATION => 0,
+            register::CONFIG_GENERATION => 0,
             _ => 0,
         }
     }
 
     /// Region 1 is the window; a region that does not exist has a length of all ones.
-    fn read_region(&self, offset: u16) -> u32 {
+    fn selected_region(&self) -> (u64, u64) {
         let exists = self.registers.region_select == u32::from(SHM_ID_HOST_VISIBLE);
-        let (base, len) = if exists { self.region } else { (u64::MAX, u64::MAX) };
-        match offset {
-            REGISTER_REGION_LENGTH | 0xb4 => half(len, u32::from(offset != REGISTER_REGION_LENGTH)),
-            REGISTER_REGION_BASE | 0xbc => half(base, u32::from(offset != REGISTER_REGION_BASE)),
-            _ => 0,
-        }
+        if exists { self.region } else { (u64::MAX, u64::MAX) }
     }
 
     fn write_register(&mut self, offset: u16, value: u32) {
+        let registers = &mut self.registers;
         match offset {
-            REGISTER_DEVICE_FEATURES_SELECT => self.registers.device_features_select = value,
-            REGISTER_DRIVER_FEATURES_SELECT => self.registers.driver_features_select = value,
-            REGISTER_DRIVER_FEATURES => {
-                set_half(&mut self.registers.driver_features, self.registers.driver_features_select, value);
+            register::DEVICE_FEATURES_SELECT => registers.device_features_select = value,
+            register::DRIVER_FEATURES_SELECT => registers.driver_features_select = value,
+            register::DRIVER_FEATURES => {
+                set_half(&mut registers.driver_features, registers.driver_features_select, value);
             }
-            REGISTER_QUEUE_SELECT => self.registers.queue_select = value,
-            REGISTER_QUEUE_NOTIFY => self.ring(value),
-            REGISTER_INTERRUPT_ACK => drop(self.signals.interrupt.fetch_and(!value, Ordering::SeqCst)),
-            REGISTER_STATUS => self.write_status(value),
-            REGISTER_REGION_SELECT => self.registers.region_select = value,
-            _ => self.write_queue(offset, value),
-        }
-    }
-
-    fn write_queue(&mut self, offset: u16, value: u32) {
-        let Some(queue) = self.registers.queues.get_mut(self.registers.queue_select as usize) else { return };
-        let upper = u32::from(offset & 4 != 0);
-        match offset & !4 {
-            _ if offset == REGISTER_QUEUE_READY => queue.ready = value == 1,
-            REGISTER_QUEUE_SIZE => queue.size = u16::try_from(value).unwrap_or(0),
-            REGISTER_QUEUE_DESCRIPTORS => set_half(&mut queue.descriptors, upper, value),
-            REGISTER_QUEUE_DRIVER => set_half(&mut queue.driver, upper, value),
-            REGISTER_QUEUE_DEVICE => set_half(&mut queue.device, upper, value),
-            _ => {}
+            register::QUEUE_SELECT => registers.queue_select = value,
+            register::QUEUE_NOTIFY => self.ring(value),
+            register::INTERRUPT_ACK => drop(self.signals.interrupt.fetch_and(!value, Ordering::SeqCst)),
+            register::STATUS => self.write_status(value),
+            register::REGION_SELECT => registers.region_select = value,
+            _ => {
+                if let Some(queue) = registers.queues.get_mut(registers.queue_select as usize) {
+                    queue.write(offset, value);
+                }
+            }
         }
     }
 

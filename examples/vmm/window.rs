@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Sender, channel};
 
 use tokio::sync::oneshot;
-use virtio_gpu_uring::{HostWindow, PlaceError, Protection, SharedMemory, Work};
+use virtio_gpu_uring::{BufferKind, HostWindow, PlaceError, Protection, SharedMemory, Work};
 
 use crate::error::VmmError;
 use crate::kvm::Prober;
@@ -41,14 +41,14 @@ impl CheckedWindow {
         std::thread::Builder::new().name("prober".into()).spawn(probe).map_err(VmmError::io("the prober's thread"))?;
         Ok(Self { window, at, questions })
     }
+}
 
-    /// Asks whether the guest can reach a range.
-    fn ask(&self, offset: u64, len: u64) -> oneshot::Receiver<io::Result<()>> {
-        let (answer, answered) = oneshot::channel();
-        // A thread that is gone drops the question, and with it the answer's other end.
-        let _ = self.questions.send(Question { at: self.at + offset, len, answer });
-        answered
-    }
+/// Whether the guest can reach a range.
+async fn reach(questions: &Sender<Question>, at: u64, len: u64) -> io::Result<()> {
+    let (answer, answered) = oneshot::channel();
+    // A thread that is gone drops the question, and with it the answer's other end.
+    let _ = questions.send(Question { at, len, answer });
+    answered.await.unwrap_or_else(|_| Err(io::Error::other("the prober has stopped")))
 }
 
 impl SharedMemory for CheckedWindow {
@@ -63,19 +63,17 @@ impl SharedMemory for CheckedWindow {
         file: BorrowedFd<'_>,
         protection: Protection,
     ) -> Work<Result<(), PlaceError>> {
-        match self.window.place(offset, len, file, protection) {
-            Work::Done(Ok(())) => {}
-            other => return other,
-        }
-        let (window, answered) = (self.window.clone(), self.ask(offset, len));
+        let placed = self.window.place(offset, len, file, protection);
+        let (window, questions, at) = (self.window.clone(), self.questions.clone(), self.at + offset);
         Work::later(async move {
-            let reached = answered.await.unwrap_or_else(|_| Err(io::Error::other("the prober has stopped")));
+            placed.result().await?;
+            let reached = reach(&questions, at, len).await;
             reached.or_else(|source| window.clear_now(offset, len).and(Err(PlaceError::Refused { source })))
         })
     }
 
-    fn clear(&self, offset: u64, len: u64) -> Work<Result<(), PlaceError>> {
-        self.window.clear(offset, len)
+    fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {
+        self.window.clear(offset, len, kind)
     }
 
     fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
