@@ -99,9 +99,9 @@ pub trait SharedMemory: Send + 'static {
     /// Length of the region in bytes; it never changes.
     fn len(&self) -> u64;
 
-    /// Shows the first `len` bytes of `file` at `offset`. Both are multiples of the page; ranges never overlap. The
-    /// descriptor is borrowed for the call; whoever works on asynchronously duplicates it. A placement that comes
-    /// after [`Limits::deadline`](crate::Limits::deadline) is cleared again.
+    /// Shows the first `len` bytes of `file`, a buffer of this kind, at `offset`. Both are multiples of the page; ranges never
+    /// overlap. The descriptor is borrowed for the call; whoever works on asynchronously duplicates it. A placement that
+    /// comes after [`Limits::deadline`](crate::Limits::deadline) is cleared again.
     ///
     /// # Errors
     /// After every error but [`PlaceError::Lost`] the range shows what it showed before. `Refused`: a read-only buffer is
@@ -112,6 +112,7 @@ pub trait SharedMemory: Send + 'static {
         offset: u64,
         len: u64,
         file: BorrowedFd<'_>,
+        kind: BufferKind,
         protection: Protection,
     ) -> Work<Result<(), PlaceError>>;
 

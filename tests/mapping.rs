@@ -4,6 +4,8 @@
 
 #[path = "mapping/boundaries.rs"]
 mod boundaries;
+#[path = "mapping/checked.rs"]
+mod checked;
 #[path = "mapping/failed.rs"]
 mod failed;
 #[path = "mapping/filler.rs"]

@@ -144,7 +144,7 @@ fn activate<M: GuestAddressSpace + 'static>(
     let Activation { memory, control, cursor, interrupt } = activation;
     let event_idx = features & EVENT_IDX != 0;
     let control = source(control, memory.clone(), 0, event_idx)?;
-    let cursor = source(cursor, memory.clone(), 1, event_idx)?;
+    let cursor = if cursor.queue.ready() { Some(source(cursor, memory.clone(), 1, event_idx)?) } else { None };
     pipeline.activate(Active { control, cursor, interrupt }, memory, features);
     Ok(())
 }

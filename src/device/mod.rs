@@ -47,7 +47,7 @@ pub struct Activation<M> {
     pub memory: M,
     /// Queue 0.
     pub control: QueueSetup,
-    /// Queue 1.
+    /// Queue 1. One that is not ready is left alone: a firmware's driver may do without cursors.
     pub cursor: QueueSetup,
     /// How the driver is interrupted.
     pub interrupt: Box<dyn Interrupt>,
@@ -86,11 +86,11 @@ impl<M: GuestAddressSpace> Device<M> {
     /// The driver's choice, at FEATURES_OK.
     ///
     /// # Errors
-    /// A choice that cannot be served: the transport then leaves FEATURES_OK clear.
+    /// A choice that cannot be served: the transport then leaves FEATURES_OK clear, and an earlier choice is void.
     pub fn acknowledge(&self, features: u64) -> Result<(), FeatureError> {
-        features::check(features)?;
-        self.shared.features.store(features, Ordering::Release);
-        Ok(())
+        let checked = features::check(features);
+        self.shared.features.store(if checked.is_ok() { features } else { 0 }, Ordering::Release);
+        checked
     }
 
     /// Reads the configuration space. What lies beyond its 20 bytes is zero.

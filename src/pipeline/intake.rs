@@ -103,8 +103,9 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     }
 
     fn decode(&self, lane: Lane, request: &mut Request) -> (Option<Header>, Result<Command, Refusal>) {
-        let Some(active) = &self.active else { return (None, Err(Refusal::Inactive)) };
-        let source = if lane == Lane::Control { &active.control } else { &active.cursor };
+        let Some(source) = self.active.as_ref().and_then(|active| active.source(lane)) else {
+            return (None, Err(Refusal::Inactive));
+        };
         let memory = source.memory();
         let body = RequestBody { request, memory: &*memory };
         let (header, head) = match Head::read(&body) {

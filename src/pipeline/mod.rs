@@ -80,8 +80,25 @@ enum Stage {
 /// The queues of an active device, and how their driver is interrupted.
 pub(crate) struct Active<M: GuestAddressSpace> {
     pub(crate) control: Source<M>,
-    pub(crate) cursor: Source<M>,
+    /// None where the driver does without.
+    pub(crate) cursor: Option<Source<M>>,
     pub(crate) interrupt: Box<dyn Interrupt>,
+}
+
+impl<M: GuestAddressSpace> Active<M> {
+    fn source(&self, lane: Lane) -> Option<&Source<M>> {
+        match lane {
+            Lane::Control => Some(&self.control),
+            Lane::Cursor => self.cursor.as_ref(),
+        }
+    }
+
+    fn source_mut(&mut self, lane: Lane) -> Option<&mut Source<M>> {
+        match lane {
+            Lane::Control => Some(&mut self.control),
+            Lane::Cursor => self.cursor.as_mut(),
+        }
+    }
 }
 
 /// The state of the device task.
@@ -277,11 +294,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     }
 
     fn source(&mut self, lane: Lane) -> Option<&mut Source<M>> {
-        let active = self.active.as_mut()?;
-        Some(match lane {
-            Lane::Control => &mut active.control,
-            Lane::Cursor => &mut active.cursor,
-        })
+        self.active.as_mut()?.source_mut(lane)
     }
 
     /// Does what the scoreboard orders until it has nothing more to say.
@@ -367,8 +380,9 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         } else {
             counters.answers_ok.bump()
         }
-        let Some(active) = self.active.as_mut() else { return request.abandon() };
-        let source = if lane == Lane::Control { &mut active.control } else { &mut active.cursor };
+        let Some(source) = self.active.as_mut().and_then(|active| active.source_mut(lane)) else {
+            return request.abandon();
+        };
         if let Err(error) = source.answer(request, &self.response) {
             self.broken(lane, &error);
         }

@@ -1,9 +1,13 @@
 //! The window of a VMM that maps the region's host memory in one slot: buffers are moved into a reservation, and KVM
-//! follows by itself. Placing takes microseconds and is done in line; what frees pages goes to the ring's workers.
+//! follows by itself. Placing takes microseconds and is done in line; what frees pages goes to the ring's workers, and what
+//! asks KVM for its opinion to a thread.
 
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+
+use tokio::sync::oneshot;
 
 use crate::seams::{BufferKind, PlaceError, Protection, SharedMemory, Work};
 use crate::sys::reservation::Reservation;
@@ -23,6 +27,45 @@ const SCRATCH: usize = 64 << 20;
 pub struct HostWindow {
     memory: Arc<Reservation>,
     populate: bool,
+    check: Option<Check>,
+}
+
+/// The way to a thread that looks at placements. The thread ends with the last clone.
+#[derive(Clone)]
+struct Check(mpsc::Sender<Question>);
+
+/// A range that shows a dma-buf, and who wants to know whether a guest can reach it.
+struct Question {
+    offset: u64,
+    len: u64,
+    answer: oneshot::Sender<io::Result<()>>,
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
+}
+
+impl Check {
+    fn start(check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
+        let (sender, questions) = mpsc::channel::<Question>();
+        let answer_all = move || {
+            for Question { offset, len, answer } in questions {
+                // Nobody waits any more where the device has gone.
+                let _ = answer.send(check(offset, len));
+            }
+        };
+        std::thread::Builder::new().name("virtio-gpu-check".into()).spawn(answer_all)?;
+        Ok(Self(sender))
+    }
+
+    async fn ask(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (answer, answered) = oneshot::channel();
+        // A thread that is gone drops the question, and with it the answer's other end.
+        let _ = self.0.send(Question { offset, len, answer });
+        answered.await.unwrap_or_else(|_| Err(io::Error::other("the check has panicked")))
+    }
 }
 
 impl HostWindow {
@@ -41,7 +84,7 @@ impl HostWindow {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_scratch(len: usize, scratch: usize) -> io::Result<Self> {
-        Ok(Self { memory: Arc::new(Reservation::scratch(len, scratch)?), populate: false })
+        Ok(Self { memory: Arc::new(Reservation::scratch(len, scratch)?), populate: false, check: None })
     }
 
     /// A window whose gaps deny all access: a guest that touches one ends its vCPU's run with `EFAULT`.
@@ -49,7 +92,7 @@ impl HostWindow {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn deny_gaps(len: usize) -> io::Result<Self> {
-        Ok(Self { memory: Arc::new(Reservation::deny(len)?), populate: false })
+        Ok(Self { memory: Arc::new(Reservation::deny(len)?), populate: false, check: None })
     }
 
     /// Makes every page of a blob present before its MAP is answered, so that the guest's first touches take no faults.
@@ -58,6 +101,20 @@ impl HostWindow {
     pub fn populated(mut self, populate: bool) -> Self {
         self.populate = populate;
         self
+    }
+
+    /// Asks `check` about each dma-buf that was placed, by offset and length in bytes, before its MAP is answered. It is
+    /// called on a thread of its own, one placement at a time; what it refuses is taken back, and the guest gets an error.
+    ///
+    /// What the host can map, its KVM may still be unable to show to a guest: before Linux 6.13 pages without a reference
+    /// count of their own, of which dma-heaps and some GPUs' drivers make large buffers. The guest's first touch would end
+    /// its vCPU's run. KVM_PRE_FAULT_MEMORY (Linux 6.10), on a vCPU that is kept for it, tells; `examples/vmm` does so.
+    ///
+    /// # Errors
+    /// The thread does not start.
+    pub fn checked_by(mut self, check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
+        self.check = Some(Check::start(check)?);
+        Ok(self)
     }
 
     /// Length in bytes.
@@ -104,21 +161,22 @@ impl SharedMemory for HostWindow {
         offset: u64,
         len: u64,
         file: BorrowedFd<'_>,
+        kind: BufferKind,
         protection: Protection,
     ) -> Work<Result<(), PlaceError>> {
         let placed = self.memory.place(offset, len, file, protection);
-        if placed.is_err() || !self.populate {
+        let check = self.check.clone().filter(|_| kind == BufferKind::DmaBuf);
+        if placed.is_err() || !(self.populate || check.is_some()) {
             return Work::Done(placed);
         }
-        let advice = match protection {
-            Protection::ReadWrite => Advice::PopulateWrite,
-            Protection::PrivateCopy | Protection::ReadOnly => Advice::PopulateRead,
-        };
-        let memory = Arc::clone(&self.memory);
+        let window = self.clone();
         Work::later(async move {
-            // Memory of a device takes no such advice; it needs none either.
-            let _ = advise_all(&memory, offset, len, advice).await;
-            Ok(())
+            if window.populate {
+                window.populate(offset, len, protection).await;
+            }
+            let Some(check) = check else { return Ok(()) };
+            let checked = check.ask(offset, len).await;
+            checked.or_else(|source| window.fill(offset, len).and(Err(PlaceError::Refused { source })))
         })
     }
 
@@ -142,6 +200,15 @@ impl SharedMemory for HostWindow {
 }
 
 impl HostWindow {
+    /// Makes the pages of a range present. Memory of a device takes no such advice; it needs none either.
+    async fn populate(&self, offset: u64, len: u64, protection: Protection) {
+        let advice = match protection {
+            Protection::ReadWrite => Advice::PopulateWrite,
+            Protection::PrivateCopy | Protection::ReadOnly => Advice::PopulateRead,
+        };
+        let _ = advise_all(&self.memory, offset, len, advice).await;
+    }
+
     /// Refills a range; where not even that works, at least nothing behind it can be reached any more.
     fn fill(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
         self.memory.fill(offset, len).inspect_err(|_| self.memory.seal(offset, len))

@@ -241,7 +241,10 @@ async fn within(
 impl Placed {
     fn show(&self, protection: Protection) -> Work<Result<(), PlaceError>> {
         match &self.lease {
-            Some(lease) => lease.shared.memory.place(lease.offset, self.len, self.buffer.as_fd(), protection),
+            Some(lease) => {
+                let (memory, file) = (&lease.shared.memory, self.buffer.as_fd());
+                memory.place(lease.offset, self.len, file, self.buffer.kind(), protection)
+            }
             None => Work::Done(Ok(())),
         }
     }

@@ -1,7 +1,7 @@
 //! Activations that cannot be served are refused, and change nothing.
 
 use virtio_gpu_uring::protocol::features::OFFERED;
-use virtio_gpu_uring::testing::{Guest, GuestOptions, Request};
+use virtio_gpu_uring::testing::{Guest, GuestOptions, Lane, Request};
 use virtio_gpu_uring::{ActivateError, Activation, Builder};
 use virtio_queue::{Queue, QueueT};
 
@@ -59,6 +59,10 @@ fn queues_that_cannot_be_served_are_never_touched() {
             let mut activation = guest.activation();
             let setup = if index == 0 { &mut activation.control } else { &mut activation.cursor };
             break_it(&mut setup.queue, end);
+            if index == 1 && !setup.queue.ready() {
+                // Drivers may do without cursors.
+                continue;
+            }
             match refusal(&guest, activation) {
                 ActivateError::Queue { index: named, .. } => assert_eq!(named, index, "{what}"),
                 other => panic!("{what}: {other}"),
@@ -69,4 +73,31 @@ fn queues_that_cannot_be_served_are_never_touched() {
     assert_eq!(guest.device().counters().commands, 0);
     guest.activate();
     guest.wait(token).ok();
+}
+
+#[test]
+fn a_driver_without_a_cursor_queue_is_never_refused() {
+    let mut guest = powered_off();
+    for _ in 0..3 {
+        guest.device().acknowledge(OFFERED).expect("features");
+        let mut activation = guest.activation();
+        activation.cursor.queue.set_ready(false);
+        guest.device().activate(activation).wait().expect("a device").expect("one queue is enough");
+        guest.kick(Lane::Cursor);
+        for _ in 0..5 {
+            guest.command(&Request::display_info()).ok();
+        }
+        assert_eq!(guest.needs_resets(), 0);
+        guest.reset();
+    }
+    guest.activate();
+    guest.settle();
+}
+
+#[test]
+fn a_refused_choice_of_features_never_leaves_an_earlier_one_in_force() {
+    let guest = powered_off();
+    guest.device().acknowledge(OFFERED).expect("features");
+    guest.device().acknowledge(OFFERED | 1 << 63).expect_err("a feature that was not offered");
+    assert!(matches!(refusal(&guest, guest.activation()), ActivateError::NoFeatures));
 }

@@ -111,11 +111,14 @@ impl SharedMemory for Owner {
         offset: u64,
         len: u64,
         file: BorrowedFd<'_>,
+        kind: BufferKind,
         protection: Protection,
     ) -> Work<Result<(), PlaceError>> {
         let refused = self.ask(Asked::Place(offset / PAGE, len / PAGE, protection));
         let file = file.try_clone_to_owned().expect("a duplicate");
-        self.when_allowed(refused, move |window| window.place(offset, len, std::os::fd::AsFd::as_fd(&file), protection))
+        self.when_allowed(refused, move |window| {
+            window.place(offset, len, std::os::fd::AsFd::as_fd(&file), kind, protection)
+        })
     }
 
     fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {

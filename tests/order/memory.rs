@@ -148,7 +148,7 @@ impl SharedMemory for SlowMemory {
         1 << 20
     }
 
-    fn place(&self, offset: u64, len: u64, _file: BorrowedFd<'_>, _protection: Protection) -> Work<Outcome> {
+    fn place(&self, offset: u64, len: u64, _: BorrowedFd<'_>, _: BufferKind, _: Protection) -> Work<Outcome> {
         let mut state = self.lock();
         state.places += 1;
         let overlaps = |(start, (size, _)): (&u64, &(u64, Phase))| *start < offset + len && offset < start + size;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use virtio_gpu_uring::testing::{Guest, GuestChannel, GuestOptions, HostService, Request, Token};
+use virtio_gpu_uring::testing::{Guest, GuestChannel, GuestOptions, HostService, Lane, Request, Token};
 use virtio_gpu_uring::{Builder, ChannelType, Device, DeviceTask, Limits};
 use vm_memory::GuestMemoryMmap;
 
@@ -44,6 +44,8 @@ fn a_device_that_was_reset_while_it_was_full_never_goes_on_asking_for_turns() {
     let _peer = service.accept();
     let _waiting: Vec<Token> = (0..2).map(|_| channel.poll(&mut guest)).collect();
     let _ = guest.submit(&Request::display_info());
+    // A device that is full asks for no kick; with one it looks at the queue, and finds more there than it takes.
+    guest.kick(Lane::Control);
     until("the device stops popping", || guest.device().counters().stalls_full > 0);
     guest.reset();
     let before = polls.load(Ordering::SeqCst);

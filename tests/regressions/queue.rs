@@ -22,7 +22,7 @@ impl SharedMemory for ReadyMemory {
         1 << 20
     }
 
-    fn place(&self, _: u64, _: u64, _: BorrowedFd<'_>, _: Protection) -> Work<Result<(), PlaceError>> {
+    fn place(&self, _: u64, _: u64, _: BorrowedFd<'_>, _: BufferKind, _: Protection) -> Work<Result<(), PlaceError>> {
         Work::later(async { Ok(()) })
     }
 
