@@ -11,9 +11,9 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::console;
-use crate::error::VmmError;
-use crate::memory::{GPU_REGISTERS, Ram};
+use super::console;
+use super::error::VmmError;
+use super::memory::{GPU_REGISTERS, Ram};
 
 /// Interrupt of the virtio-gpu, an input of the I/O APIC.
 pub(crate) const GPU_GSI: u32 = 16;

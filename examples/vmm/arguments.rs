@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use virtio_gpu_uring::ChannelType;
+use virtio_gpu_uring::{ChannelType, HostWindow};
+
+use super::error::VmmError;
 
 /// Boots a Linux kernel with a virtio-gpu whose blobs are live host buffers
 ///
@@ -20,7 +22,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: PathBuf,
 
-    /// Words for the kernel, after "console=ttyS0 pci=off reboot=t panic=-1"
+    /// Words for the kernel, after "console=ttyS0 reboot=t panic=-1"
     #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     pub(crate) cmdline: String,
 
@@ -44,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DEV")]
     pub(crate) camera: Option<PathBuf>,
 
-    /// Lets the guest connect to a Unix socket; TYPE is wayland, camera, pipewire or x11
+    /// Lets the guest connect to a Unix socket; TYPE is wayland, camera (not beside --camera), pipewire or x11
     #[arg(long, value_name = "TYPE=PATH", value_parser = socket)]
     pub(crate) socket: Vec<(ChannelType, PathBuf)>,
 
@@ -63,10 +65,19 @@ pub(crate) enum Gaps {
 }
 
 impl Arguments {
-    /// The kernel's command line: a serial console, no search for the PCI bus that is not there, and a triple fault instead
-    /// of a machine that hangs.
+    /// The kernel's command line: a serial console, and a triple fault instead of a machine that hangs.
     pub(crate) fn command_line(&self) -> String {
-        format!("console=ttyS0 pci=off reboot=t panic=-1 {}", self.cmdline).trim_end().to_owned()
+        format!("console=ttyS0 reboot=t panic=-1 {}", self.cmdline).trim_end().to_owned()
+    }
+
+    /// A window of this size, its gaps filled as was asked for.
+    pub(crate) fn host_window(&self) -> Result<HostWindow, VmmError> {
+        let len = (self.window << 20) as usize;
+        let window = match self.gaps {
+            Gaps::Scratch => HostWindow::new(len),
+            Gaps::Deny => HostWindow::deny_gaps(len),
+        };
+        window.map_err(VmmError::io("the window"))
     }
 }
 

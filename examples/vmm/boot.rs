@@ -8,9 +8,9 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::acpi;
-use crate::error::VmmError;
-use crate::memory::{Layout, Ram};
+use super::acpi;
+use super::error::VmmError;
+use super::memory::{Layout, Ram};
 
 /// The global descriptor table: null, null, code, data.
 pub(crate) const GDT: u64 = 0x500;
@@ -27,7 +27,7 @@ const COMMAND_LINE: u64 = 0x2_0000;
 /// Where conventional memory ends, and the part that the guest searches for tables begins and ends.
 const LOW_END: u64 = 0x9_fc00;
 const HIGH_START: u64 = 0x10_0000;
-/// The kernel's preferred address, which saves it from moving itself.
+/// Where kernels prefer to lie; one that does not moves itself.
 const KERNEL: u64 = 0x100_0000;
 /// The 64-bit entry, counted from where the kernel lies.
 const ENTRY_64: u64 = 0x200;
@@ -91,12 +91,12 @@ fn open(path: &Path) -> Result<File, VmmError> {
 
 /// As high in `room` as it fits. Answers with its address and length.
 fn load_initrd(ram: &Ram, path: &Path, room: std::ops::Range<u64>) -> Result<(u32, u32), VmmError> {
-    let mut file = open(path)?;
-    let len = file.metadata().map_err(|source| VmmError::File { path: path.into(), source })?.len();
+    let bytes = std::fs::read(path).map_err(|source| VmmError::File { path: path.into(), source })?;
+    let len = bytes.len() as u64;
     let room_len = room.end.saturating_sub(room.start);
     let at = room.end.checked_sub(len).map(|at| at & !0xfff).filter(|&at| at >= room.start);
     let at = at.ok_or(VmmError::NoRoom { what: "an initrd", len, room: room_len })?;
-    ram.read_exact_volatile_from(GuestAddress(at), &mut file, len as usize).map_err(VmmError::memory)?;
+    ram.write_slice(&bytes, GuestAddress(at)).map_err(VmmError::memory)?;
     Ok((at as u32, len as u32))
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::acpi::{POWER_OFF, RESET, RESET_VALUE, SLEEP_CONTROL};
-use crate::console::{self, Console};
-use crate::memory::GPU_REGISTERS;
-use crate::mmio::Transport;
+use super::acpi::{POWER_OFF, RESET, RESET_VALUE, SLEEP_CONTROL};
+use super::console::{self, Console};
+use super::memory::GPU_REGISTERS;
+use super::mmio::Transport;
 
 /// What a guest asks of the machine as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +27,8 @@ impl Bus {
     }
 
     /// Whether the guest has printed anything.
-    pub(crate) fn console_has_spoken(&self) -> bool {
-        self.console.has_spoken()
+    pub(crate) fn console_has_output(&self) -> bool {
+        self.console.has_output()
     }
 
     pub(crate) fn read_port(&self, port: u16, out: &mut [u8]) {
@@ -76,7 +76,7 @@ fn console_register(port: u16) -> Option<u8> {
     (offset < console::PORTS).then_some(offset)
 }
 
-fn gpu_register(address: u64) -> Option<u16> {
-    let offset = u16::try_from(address.checked_sub(GPU_REGISTERS)?).ok()?;
+fn gpu_register(address: u64) -> Option<u32> {
+    let offset = u32::try_from(address.checked_sub(GPU_REGISTERS)?).ok()?;
     (offset < 0x1000).then_some(offset)
 }

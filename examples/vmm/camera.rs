@@ -18,16 +18,19 @@ use std::mem::MaybeUninit;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::SplitWhitespace;
+use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_gpu_uring::sources::camera::Camera;
 use virtio_gpu_uring::sources::{Frame, MAX_BUFFERS, Source};
 use vmm_sys_util::tempdir::TempDir;
 
-use crate::error::VmmError;
+use super::error::VmmError;
 
 /// How many buffers are asked for.
 const BUFFERS: usize = 4;
+/// A guest that says nothing for so long has had its turn at the camera.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// No line of a guest is longer.
 const LONGEST_LINE: u64 = 128;
 
@@ -47,12 +50,20 @@ impl CameraService {
         let listener = UnixListener::bind(&service.path).map_err(VmmError::io("the camera's socket"))?;
         let device = device.to_path_buf();
         let serve = move || {
-            for guest in listener.incoming().flatten() {
+            for guest in listener.incoming() {
+                let guest = match guest {
+                    Ok(guest) => guest,
+                    Err(error) => {
+                        say!("camera: {error}");
+                        std::thread::sleep(Duration::from_secs(1));
+                        continue;
+                    }
+                };
                 let mut account = Account::default();
                 if let Err(error) = Session::open(&device, guest).and_then(|mut session| session.serve(&mut account)) {
-                    eprintln!("vmm: camera: {error}");
+                    say!("camera: {error}");
                 }
-                eprintln!("vmm: camera {account}");
+                say!("camera {account}");
             }
         };
         std::thread::Builder::new().name("camera".into()).spawn(serve).map_err(VmmError::io("the camera's thread"))?;
@@ -91,6 +102,8 @@ struct Session {
 impl Session {
     fn open(device: &Path, guest: UnixStream) -> io::Result<Self> {
         let camera = Camera::open(device, BUFFERS).map_err(io::Error::other)?;
+        guest.set_read_timeout(Some(PATIENCE))?;
+        guest.set_write_timeout(Some(PATIENCE))?;
         let session = Self { camera, guest: BufReader::new(guest), shown: None };
         session.send_buffers()?;
         Ok(session)
@@ -159,7 +172,7 @@ impl Session {
         account.zero += u64::from(seen == fnv1a(std::iter::repeat_n(0, bytes.len())));
         account.mismatched += u64::from(seen != here);
         let verdict = if seen == here { "ok" } else { "MISMATCHED" };
-        eprintln!("vmm: frame seq={sequence} buffer={index} hash={here:016x} {verdict}");
+        say!("frame seq={sequence} buffer={index} hash={here:016x} {verdict}");
         Ok(())
     }
 }

@@ -1,26 +1,25 @@
 //! The guest's serial console: a 16550 whose output is stdout and whose input is stdin.
 
+use std::convert::Infallible;
 use std::io::{self, Read, Stdout, Write};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::{Serial, Trigger};
 
-use crate::error::VmmError;
+use super::error::VmmError;
+use super::kvm::InterruptLine;
 
 /// The first port of COM1.
 pub(crate) const PORT: u16 = 0x3f8;
 /// How many ports it has.
 pub(crate) const PORTS: u8 = 8;
 
-/// The interrupt of the console.
-struct Line(OwnedFd);
+impl Trigger for InterruptLine {
+    type E = Infallible;
 
-impl Trigger for Line {
-    type E = rustix::io::Errno;
-
-    fn trigger(&self) -> Result<(), Self::E> {
-        rustix::io::write(&self.0, &1u64.to_ne_bytes()).map(drop)
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.raise();
+        Ok(())
     }
 }
 
@@ -41,7 +40,7 @@ impl Write for Output {
     }
 }
 
-type Uart = Serial<Line, vm_superio::serial::NoEvents, Output>;
+type Uart = Serial<InterruptLine, vm_superio::serial::NoEvents, Output>;
 
 /// Clones are the same console.
 #[derive(Clone)]
@@ -49,16 +48,16 @@ pub(crate) struct Console(Arc<Mutex<Uart>>);
 
 impl Console {
     /// A console whose interrupt is `line`; a thread of its own waits for input.
-    pub(crate) fn new(line: OwnedFd) -> Result<Self, VmmError> {
+    pub(crate) fn new(line: InterruptLine) -> Result<Self, VmmError> {
         let output = Output { stdout: io::stdout(), used: false };
-        let console = Self(Arc::new(Mutex::new(Serial::new(Line(line), output))));
+        let console = Self(Arc::new(Mutex::new(Serial::new(line, output))));
         let input = console.clone();
         let thread = std::thread::Builder::new().name("console".into());
         thread.spawn(move || input.forward(io::stdin())).map_err(VmmError::io("the console's thread"))?;
         Ok(console)
     }
 
-    pub(crate) fn has_spoken(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         self.with(|uart| uart.writer().used)
     }
 

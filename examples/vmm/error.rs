@@ -19,6 +19,10 @@ pub(crate) enum VmmError {
     WindowTooHigh { end: u64, bits: u8 },
     #[error("/dev/kvm: {step}: {source}")]
     Kvm { step: &'static str, source: kvm_ioctls::Error },
+    #[error("KVM does not take the guest's memory type (IA32_MTRR_DEF_TYPE): blobs would be uncached")]
+    MemoryType,
+    #[error("--camera and --socket camera=PATH: a guest has one camera service")]
+    TwoCameras,
     #[error("guest memory: {0}")]
     Memory(String),
     #[error("the device: {0}")]

@@ -4,74 +4,67 @@ use std::sync::Arc;
 
 use virtio_gpu_uring::{Builder, ChannelType, Counters, Device, HostWindow};
 
-use crate::acpi::GPU_GSI;
-use crate::arguments::{Arguments, Gaps};
-use crate::camera::CameraService;
-use crate::error::VmmError;
-use crate::kvm::VirtualMachine;
-use crate::memory::{GPU_REGISTERS, Ram};
-use crate::mmio::{QUEUE_NOTIFY, Transport};
-use crate::window::CheckedWindow;
+use super::acpi::GPU_GSI;
+use super::arguments::Arguments;
+use super::camera::CameraService;
+use super::error::VmmError;
+use super::kvm::VirtualMachine;
+use super::memory::{GPU_REGISTERS, Ram};
+use super::mmio::{QUEUE_NOTIFY, Transport};
 
-/// The device, and where its window lies in the guest.
-pub(crate) struct Gpu {
-    device: Arc<Device<Ram>>,
-    region: (u64, u64),
-}
-
-/// The window, filled as the command line says.
-pub(crate) fn window(arguments: &Arguments) -> Result<HostWindow, VmmError> {
-    let len = (arguments.window << 20) as usize;
-    let window = match arguments.gaps {
-        Gaps::Scratch => HostWindow::new(len),
-        Gaps::Deny => HostWindow::deny_gaps(len),
-    };
-    window.map_err(VmmError::io("the window"))
-}
+/// The device, beside its transport.
+pub(crate) struct Gpu(Arc<Device<Ram>>);
 
 impl Gpu {
-    /// The device over `window`, which is the guest's already, from `window_at` on.
+    /// The device over `window`, which the guest sees from `window_at` on, and its transport: an ioeventfd for each queue,
+    /// an irqfd, and the registers.
     pub(crate) fn new(
         arguments: &Arguments,
         camera: Option<&CameraService>,
         machine: &VirtualMachine,
+        ram: Ram,
         window: HostWindow,
         window_at: u64,
-    ) -> Result<Self, VmmError> {
+    ) -> Result<(Self, Transport), VmmError> {
         let region = (window_at, window.len());
-        let mut builder = match machine.prober(arguments.cpus)? {
-            Some(prober) => Builder::new().window(CheckedWindow::new(window, window_at, prober)?),
-            None => {
-                eprintln!(
-                    "vmm: before Linux 6.10 a guest that maps a buffer that KVM cannot reach ends at its first touch"
-                );
-                Builder::new().window(window)
-            }
-        };
+        let mut builder = Builder::new().window(checked(window, window_at, machine, arguments.cpus)?);
         for (channel_type, path) in &arguments.socket {
             builder = builder.host_socket(*channel_type, path);
         }
         if let Some(camera) = camera {
             builder = builder.host_socket(ChannelType::CAMERA, camera.path());
         }
-        Ok(Self { device: Arc::new(builder.spawn()?), region })
-    }
-
-    /// The transport, with an ioeventfd for each queue and an irqfd.
-    pub(crate) fn transport(&self, machine: &VirtualMachine, ram: Ram) -> Result<Transport, VmmError> {
+        let device = Arc::new(builder.spawn()?);
         let notify = GPU_REGISTERS + QUEUE_NOTIFY;
         let doorbells = [machine.doorbell(notify, 0)?, machine.doorbell(notify, 1)?];
         let line = machine.interrupt_line(GPU_GSI)?;
-        Ok(Transport::new(Arc::clone(&self.device), ram, doorbells, line, self.region))
+        let transport = Transport::new(Arc::clone(&device), ram, doorbells, line, region);
+        Ok((Self(device), transport))
     }
 
     /// Ends the device: the window is empty then, and what the guest has held is closed.
     pub(crate) fn stop(&self) {
-        if self.device.stop().wait().is_err() {
-            eprintln!("vmm: the device had stopped before the guest");
+        if self.0.stop().wait().is_err() {
+            say!("the device had stopped before the guest");
         }
-        let Counters { commands, answers_error, maps, unmaps, .. } = self.device.counters();
-        eprintln!("vmm: device commands={commands} errors={answers_error} maps={maps} unmaps={unmaps}");
-        tracing::info!(counters = ?self.device.counters(), "the device has ended");
+        let counters = self.0.counters();
+        let Counters { commands, answers_error, maps, unmaps, .. } = counters;
+        say!("device commands={commands} errors={answers_error} maps={maps} unmaps={unmaps}");
+        tracing::info!(?counters, "the device has ended");
+    }
+}
+
+/// The window, with KVM's word on each dma-buf in it where this KVM can be asked.
+fn checked(window: HostWindow, at: u64, machine: &VirtualMachine, cpus: u8) -> Result<HostWindow, VmmError> {
+    match machine.prober(cpus)? {
+        Some(prober) => window
+            .checked_by(move |offset, len| prober.probe(at + offset, len))
+            .map_err(VmmError::io("the thread that asks KVM")),
+        None => {
+            say!(
+                "this KVM cannot say what a guest could reach (KVM_CAP_PRE_FAULT_MEMORY): a dma-buf may end its guest"
+            );
+            Ok(window)
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_PRE_FAULT_MEMORY, KVM_MAX_CPUID_ENTRIES, KVMIO, kvm_pre_fault_memory, kvm_userspace_memory_region,
@@ -15,13 +16,25 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
-use crate::error::VmmError;
-use crate::memory::{IDENTITY_MAP, Ram, TSS};
+use super::error::VmmError;
+use super::memory::{IDENTITY_MAP, Ram, TSS};
+use super::processor::cpuid_of;
 
 /// Slots 0 and up are RAM.
 const WINDOW_SLOT: u32 = 31;
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
+
+/// An interrupt of the guest; writing raises it.
+#[derive(Debug, Clone)]
+pub(crate) struct InterruptLine(Arc<OwnedFd>);
+
+impl InterruptLine {
+    pub(crate) fn raise(&self) {
+        // An eventfd whose counter is full has raised the interrupt already; nothing else can go wrong.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
 
 /// What this host's KVM offers.
 pub(crate) struct Host(Kvm);
@@ -32,7 +45,7 @@ impl Host {
     }
 
     /// What KVM lets a guest's processor be.
-    pub(crate) fn supported_cpuid(&self) -> Result<CpuId, VmmError> {
+    fn supported_cpuid(&self) -> Result<CpuId, VmmError> {
         self.0.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmmError::kvm("KVM_GET_SUPPORTED_CPUID"))
     }
 
@@ -55,6 +68,7 @@ struct Slots {
 pub(crate) struct VirtualMachine {
     vm: VmFd,
     slots: Slots,
+    supported: CpuId,
 }
 
 /// A processor, which keeps all memory that it can reach.
@@ -73,7 +87,7 @@ impl VirtualMachine {
         vm.set_tss_address(TSS).map_err(VmmError::kvm("KVM_SET_TSS_ADDR"))?;
         vm.set_identity_map_address(IDENTITY_MAP).map_err(VmmError::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.create_irq_chip().map_err(VmmError::kvm("KVM_CREATE_IRQCHIP"))?;
-        let machine = Self { vm, slots: Slots { ram, window } };
+        let machine = Self { vm, slots: Slots { ram, window }, supported: host.supported_cpuid()? };
         for (slot, region) in (0..).zip(machine.slots.ram.iter()) {
             let host = machine.slots.ram.get_host_address(region.start_addr()).map_err(VmmError::memory)?;
             machine.map(slot, region.start_addr().raw_value(), host, region.len())?;
@@ -85,6 +99,7 @@ impl VirtualMachine {
 
     pub(crate) fn processor(&self, id: u8) -> Result<Processor, VmmError> {
         let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(VmmError::kvm("KVM_CREATE_VCPU"))?;
+        vcpu.set_cpuid2(&cpuid_of(id, &self.supported)).map_err(VmmError::kvm("KVM_SET_CPUID2"))?;
         Ok(Processor { vcpu, _slots: self.slots.clone() })
     }
 
@@ -104,11 +119,11 @@ impl VirtualMachine {
         unsafe { self.vm.set_user_memory_region(region) }.map_err(VmmError::kvm("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    /// An eventfd that raises interrupt `gsi` when it is written.
-    pub(crate) fn interrupt_line(&self, gsi: u32) -> Result<OwnedFd, VmmError> {
+    /// Interrupt `gsi`, raised through an eventfd.
+    pub(crate) fn interrupt_line(&self, gsi: u32) -> Result<InterruptLine, VmmError> {
         let event = eventfd()?;
         self.vm.register_irqfd(&event, gsi).map_err(VmmError::kvm("KVM_IRQFD"))?;
-        Ok(owned(event))
+        Ok(InterruptLine(Arc::new(owned(event))))
     }
 
     /// An eventfd that KVM writes when the guest stores the 32-bit `value` at `address`, without an exit to the VMM.
@@ -129,7 +144,7 @@ impl Prober {
         let mut rest = kvm_pre_fault_memory { gpa: at, size: len, ..kvm_pre_fault_memory::default() };
         while rest.size > 0 {
             // SAFETY: the argument is what KVM_PRE_FAULT_MEMORY takes, and lives for the call, which moves its start and
-            // size on by what was done. No memory is read or written.
+            // size on by what was done. No memory of this process is read or written; pages become present.
             let done = unsafe { ioctl_with_mut_ref(&self.0.vcpu, KVM_PRE_FAULT_MEMORY(), &mut rest) };
             if done < 0 {
                 let error = io::Error::last_os_error();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::error::VmmError;
+use super::error::VmmError;
 
 /// Guest RAM, as rust-vmm's crates know it.
 pub(crate) type Ram = Arc<GuestMemoryMmap>;

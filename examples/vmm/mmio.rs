@@ -5,89 +5,49 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+use virtio_bindings::virtio_mmio::*;
 use virtio_gpu_uring::{Activation, DEVICE_ID, Device, Interrupt, QUEUE_SIZES, QueueSetup, SHM_ID_HOST_VISIBLE};
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
-use crate::memory::Ram;
+use super::kvm::InterruptLine;
+use super::memory::Ram;
 
 /// Offset of the register that a driver writes a queue's index to.
-pub(crate) const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY as u64;
+pub(crate) const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"VGPU");
 
-/// Offsets of the registers (virtio 1.4, section 4.2.2).
-mod register {
-    pub(super) const MAGIC: u16 = 0x00;
-    pub(super) const VERSION: u16 = 0x04;
-    pub(super) const DEVICE_ID: u16 = 0x08;
-    pub(super) const VENDOR_ID: u16 = 0x0c;
-    pub(super) const DEVICE_FEATURES: u16 = 0x10;
-    pub(super) const DEVICE_FEATURES_SELECT: u16 = 0x14;
-    pub(super) const DRIVER_FEATURES: u16 = 0x20;
-    pub(super) const DRIVER_FEATURES_SELECT: u16 = 0x24;
-    pub(super) const QUEUE_SELECT: u16 = 0x30;
-    pub(super) const QUEUE_SIZE_MAX: u16 = 0x34;
-    pub(super) const QUEUE_SIZE: u16 = 0x38;
-    pub(super) const QUEUE_READY: u16 = 0x44;
-    pub(super) const QUEUE_NOTIFY: u16 = 0x50;
-    pub(super) const INTERRUPT_STATUS: u16 = 0x60;
-    pub(super) const INTERRUPT_ACK: u16 = 0x64;
-    pub(super) const STATUS: u16 = 0x70;
-    pub(super) const QUEUE_DESCRIPTORS_LOW: u16 = 0x80;
-    pub(super) const QUEUE_DESCRIPTORS_HIGH: u16 = 0x84;
-    pub(super) const QUEUE_DRIVER_LOW: u16 = 0x90;
-    pub(super) const QUEUE_DRIVER_HIGH: u16 = 0x94;
-    pub(super) const QUEUE_DEVICE_LOW: u16 = 0xa0;
-    pub(super) const QUEUE_DEVICE_HIGH: u16 = 0xa4;
-    pub(super) const REGION_SELECT: u16 = 0xac;
-    pub(super) const REGION_LENGTH_LOW: u16 = 0xb0;
-    pub(super) const REGION_LENGTH_HIGH: u16 = 0xb4;
-    pub(super) const REGION_BASE_LOW: u16 = 0xb8;
-    pub(super) const REGION_BASE_HIGH: u16 = 0xbc;
-    pub(super) const CONFIG_GENERATION: u16 = 0xfc;
-    pub(super) const CONFIG: u16 = 0x100;
-}
-
-const STATUS_DRIVER_OK: u32 = 4;
-const STATUS_FEATURES_OK: u32 = 8;
-const STATUS_NEEDS_RESET: u32 = 0x40;
-
-const INTERRUPT_QUEUE: u32 = 1;
-const INTERRUPT_CONFIG: u32 = 2;
-
-/// What the device's thread and the processors' threads both change.
-#[derive(Debug, Default)]
+/// How the device interrupts its driver, and what the driver then reads: clones are the same.
+#[derive(Debug, Clone)]
 struct Signals {
+    line: InterruptLine,
     /// Why the driver was interrupted, until it has acknowledged.
-    interrupt: AtomicU32,
-    /// STATUS_NEEDS_RESET or nothing.
-    needs_reset: AtomicU32,
+    reasons: Arc<AtomicU32>,
+    /// VIRTIO_CONFIG_S_NEEDS_RESET or nothing.
+    needs_reset: Arc<AtomicU32>,
 }
 
-/// How the device interrupts its driver: a reason, and an irqfd.
-struct Line {
-    signals: Arc<Signals>,
-    event: OwnedFd,
-}
-
-impl Line {
+impl Signals {
     fn raise(&self, reason: u32) {
-        self.signals.interrupt.fetch_or(reason, Ordering::SeqCst);
-        // A counter that is full has raised the interrupt already.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        self.reasons.fetch_or(reason, Ordering::SeqCst);
+        self.line.raise();
     }
 }
 
-impl Interrupt for Line {
+impl Interrupt for Signals {
     fn queue(&self, _index: u16) {
-        self.raise(INTERRUPT_QUEUE);
+        self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
     fn needs_reset(&self) {
-        self.signals.needs_reset.store(STATUS_NEEDS_RESET, Ordering::SeqCst);
-        self.raise(INTERRUPT_CONFIG);
+        self.needs_reset.store(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 }
 
@@ -102,16 +62,16 @@ struct QueueRegisters {
 }
 
 impl QueueRegisters {
-    fn write(&mut self, offset: u16, value: u32) {
+    fn write(&mut self, offset: u32, value: u32) {
         match offset {
-            register::QUEUE_SIZE => self.size = u16::try_from(value).unwrap_or(0),
-            register::QUEUE_READY => self.ready = value == 1,
-            register::QUEUE_DESCRIPTORS_LOW => set_half(&mut self.descriptors, 0, value),
-            register::QUEUE_DESCRIPTORS_HIGH => set_half(&mut self.descriptors, 1, value),
-            register::QUEUE_DRIVER_LOW => set_half(&mut self.driver, 0, value),
-            register::QUEUE_DRIVER_HIGH => set_half(&mut self.driver, 1, value),
-            register::QUEUE_DEVICE_LOW => set_half(&mut self.device, 0, value),
-            register::QUEUE_DEVICE_HIGH => set_half(&mut self.device, 1, value),
+            VIRTIO_MMIO_QUEUE_NUM => self.size = u16::try_from(value).unwrap_or(0),
+            VIRTIO_MMIO_QUEUE_READY => self.ready = value == 1,
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_half(&mut self.descriptors, 0, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_half(&mut self.descriptors, 1, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_half(&mut self.driver, 0, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_half(&mut self.driver, 1, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_half(&mut self.device, 0, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_half(&mut self.device, 1, value),
             _ => {}
         }
     }
@@ -124,6 +84,8 @@ struct Registers {
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
+    /// The driver has chosen features above bit 63, where none is offered.
+    unknown_features: bool,
     queue_select: u32,
     queues: [QueueRegisters; QUEUE_SIZES.len()],
     region_select: u32,
@@ -134,10 +96,9 @@ pub(crate) struct Transport {
     device: Arc<Device<Ram>>,
     ram: Ram,
     doorbells: [OwnedFd; QUEUE_SIZES.len()],
-    line: OwnedFd,
+    signals: Signals,
     /// The window's address and length in the guest.
     region: (u64, u64),
-    signals: Arc<Signals>,
     registers: Registers,
 }
 
@@ -146,16 +107,17 @@ impl Transport {
         device: Arc<Device<Ram>>,
         ram: Ram,
         doorbells: [OwnedFd; QUEUE_SIZES.len()],
-        line: OwnedFd,
+        line: InterruptLine,
         region: (u64, u64),
     ) -> Self {
-        Self { device, ram, doorbells, line, region, signals: Arc::default(), registers: Registers::default() }
+        let signals = Signals { line, reasons: Arc::default(), needs_reset: Arc::default() };
+        Self { device, ram, doorbells, signals, region, registers: Registers::default() }
     }
 
     /// A load from the registers; whatever is no register reads as zero.
-    pub(crate) fn read(&self, offset: u16, out: &mut [u8]) {
-        if offset >= register::CONFIG {
-            return self.device.read_config(u64::from(offset - register::CONFIG), out);
+    pub(crate) fn read(&self, offset: u32, out: &mut [u8]) {
+        if offset >= VIRTIO_MMIO_CONFIG {
+            return self.device.read_config(u64::from(offset - VIRTIO_MMIO_CONFIG), out);
         }
         out.fill(0);
         if let Some(out) = out.get_mut(..4) {
@@ -164,33 +126,32 @@ impl Transport {
     }
 
     /// A store to the registers. Drivers use 32 bits for all but the configuration space; anything else is not heard.
-    pub(crate) fn write(&mut self, offset: u16, data: &[u8]) {
-        if offset >= register::CONFIG {
-            self.device.write_config(u64::from(offset - register::CONFIG), data);
+    pub(crate) fn write(&mut self, offset: u32, data: &[u8]) {
+        if offset >= VIRTIO_MMIO_CONFIG {
+            self.device.write_config(u64::from(offset - VIRTIO_MMIO_CONFIG), data);
         } else if let Ok(value) = data.try_into().map(u32::from_le_bytes) {
             self.write_register(offset, value);
         }
     }
 
-    fn read_register(&self, offset: u16) -> u32 {
+    fn read_register(&self, offset: u32) -> u32 {
         let selected = self.registers.queue_select as usize;
         let (region_base, region_len) = self.selected_region();
         match offset {
-            register::MAGIC => MAGIC,
-            register::VERSION => VERSION,
-            register::DEVICE_ID => DEVICE_ID,
-            register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(self.device.features(), self.registers.device_features_select),
-            register::QUEUE_SIZE_MAX => QUEUE_SIZES.get(selected).map_or(0, |&size| size.into()),
-            register::QUEUE_READY => self.registers.queues.get(selected).is_some_and(|queue| queue.ready).into(),
-            register::INTERRUPT_STATUS => self.signals.interrupt.load(Ordering::SeqCst),
-            register::STATUS => self.registers.status | self.signals.needs_reset.load(Ordering::SeqCst),
-            register::REGION_LENGTH_LOW => half(region_len, 0),
-            register::REGION_LENGTH_HIGH => half(region_len, 1),
-            register::REGION_BASE_LOW => half(region_base, 0),
-            register::REGION_BASE_HIGH => half(region_base, 1),
-            // The configuration space never changes.
-            register::CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => DEVICE_ID,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => half(self.device.features(), self.registers.device_features_select),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => QUEUE_SIZES.get(selected).map_or(0, |&size| size.into()),
+            VIRTIO_MMIO_QUEUE_READY => self.registers.queues.get(selected).is_some_and(|queue| queue.ready).into(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.signals.reasons.load(Ordering::SeqCst),
+            VIRTIO_MMIO_STATUS => self.registers.status | self.signals.needs_reset.load(Ordering::SeqCst),
+            VIRTIO_MMIO_SHM_LEN_LOW => half(region_len, 0),
+            VIRTIO_MMIO_SHM_LEN_HIGH => half(region_len, 1),
+            VIRTIO_MMIO_SHM_BASE_LOW => half(region_base, 0),
+            VIRTIO_MMIO_SHM_BASE_HIGH => half(region_base, 1),
+            // The configuration space never changes, and so has no generations.
             _ => 0,
         }
     }
@@ -201,19 +162,20 @@ impl Transport {
         if exists { self.region } else { (u64::MAX, u64::MAX) }
     }
 
-    fn write_register(&mut self, offset: u16, value: u32) {
+    fn write_register(&mut self, offset: u32, value: u32) {
         let registers = &mut self.registers;
         match offset {
-            register::DEVICE_FEATURES_SELECT => registers.device_features_select = value,
-            register::DRIVER_FEATURES_SELECT => registers.driver_features_select = value,
-            register::DRIVER_FEATURES => {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => registers.device_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => registers.driver_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => {
                 set_half(&mut registers.driver_features, registers.driver_features_select, value);
+                registers.unknown_features |= registers.driver_features_select > 1 && value != 0;
             }
-            register::QUEUE_SELECT => registers.queue_select = value,
-            register::QUEUE_NOTIFY => self.ring(value),
-            register::INTERRUPT_ACK => drop(self.signals.interrupt.fetch_and(!value, Ordering::SeqCst)),
-            register::STATUS => self.write_status(value),
-            register::REGION_SELECT => registers.region_select = value,
+            VIRTIO_MMIO_QUEUE_SEL => registers.queue_select = value,
+            VIRTIO_MMIO_QUEUE_NOTIFY => self.ring(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => drop(self.signals.reasons.fetch_and(!value, Ordering::SeqCst)),
+            VIRTIO_MMIO_STATUS => self.write_status(value),
+            VIRTIO_MMIO_SHM_SEL => registers.region_select = value,
             _ => {
                 if let Some(queue) = registers.queues.get_mut(registers.queue_select as usize) {
                     queue.write(offset, value);
@@ -229,45 +191,51 @@ impl Transport {
         }
     }
 
-    /// The driver's steps (virtio 1.4, section 3.1.1): only the first time that a bit is set means anything.
+    /// The driver's steps (virtio 1.4, section 3.1.1): the first time that a bit is set counts, and none is cleared but by
+    /// a reset.
     fn write_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
         }
         let new = value & !self.registers.status;
-        self.registers.status = value;
-        if new & STATUS_FEATURES_OK != 0
-            && let Err(error) = self.device.acknowledge(self.registers.driver_features)
-        {
-            eprintln!("vmm: the driver's features: {error}");
-            self.registers.status &= !STATUS_FEATURES_OK;
+        self.registers.status |= value;
+        if new & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_are_good() {
+            self.registers.status &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
-        if new & STATUS_DRIVER_OK != 0
-            && let Err(error) = self.activate()
-        {
-            eprintln!("vmm: the driver's queues: {error}");
-            self.signals.needs_reset.store(STATUS_NEEDS_RESET, Ordering::SeqCst);
+        let started = new & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+        if started && let Err(error) = self.activate() {
+            tracing::info!(%error, "the driver's queues");
+            self.signals.needs_reset();
         }
+    }
+
+    fn features_are_good(&self) -> bool {
+        let acknowledged = self.device.acknowledge(self.registers.driver_features);
+        if let Err(error) = &acknowledged {
+            tracing::info!(%error, "the driver's features");
+        }
+        acknowledged.is_ok() && !self.registers.unknown_features
     }
 
     /// Status 0. It waits until the device is quiet: the driver may free its memory as soon as it sees status 0.
     fn reset(&mut self) {
-        if self.device.reset().wait().is_err() {
-            eprintln!("vmm: the device is gone");
-        }
+        // A device that has stopped is as quiet as can be.
+        let _ = self.device.reset().wait();
         self.registers = Registers::default();
-        self.signals.interrupt.store(0, Ordering::SeqCst);
+        self.signals.reasons.store(0, Ordering::SeqCst);
         self.signals.needs_reset.store(0, Ordering::SeqCst);
     }
 
     /// DRIVER_OK: hands the driver's queues to the device.
     fn activate(&self) -> Result<(), Box<dyn std::error::Error>> {
-        let line = Line { signals: Arc::clone(&self.signals), event: self.line.try_clone()? };
+        if self.registers.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
+            return Err("started without FEATURES_OK".into());
+        }
         let activation = Activation {
             memory: Arc::clone(&self.ram),
             control: self.queue(0)?,
             cursor: self.queue(1)?,
-            interrupt: Box::new(line),
+            interrupt: Box::new(self.signals.clone()),
         };
         Ok(self.device.activate(activation).wait()??)
     }
@@ -275,11 +243,13 @@ impl Transport {
     fn queue(&self, index: usize) -> Result<QueueSetup, Box<dyn std::error::Error>> {
         let QueueRegisters { size, ready, descriptors, driver, device } = self.registers.queues[index];
         let mut queue = Queue::new(QUEUE_SIZES[index])?;
-        queue.set_size(size);
-        queue.set_desc_table_address(Some(half(descriptors, 0)), Some(half(descriptors, 1)));
-        queue.set_avail_ring_address(Some(half(driver, 0)), Some(half(driver, 1)));
-        queue.set_used_ring_address(Some(half(device, 0)), Some(half(device, 1)));
-        queue.set_ready(ready);
+        if ready {
+            queue.try_set_size(size)?;
+            queue.try_set_desc_table_address(GuestAddress(descriptors))?;
+            queue.try_set_avail_ring_address(GuestAddress(driver))?;
+            queue.try_set_used_ring_address(GuestAddress(device))?;
+            queue.set_ready(true);
+        }
         Ok(QueueSetup { queue, kick: self.doorbells[index].as_fd().try_clone_to_owned()? })
     }
 }

@@ -10,7 +10,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
-use crate::error::VmmError;
+use super::error::VmmError;
 
 /// What the file gets where `RUST_LOG` does not say.
 const DEFAULT: &str = "vmm=info,virtio_gpu_uring=debug";
