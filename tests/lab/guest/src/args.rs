@@ -8,7 +8,8 @@ usage: lab-guest SUBCOMMAND
   memory-type                      how the guest's kernel maps the window
   vandal [--frames N]              write all over a buffer and the gaps; N frames (12) before and after the gaps
   gap                              touch a page of the window that no blob takes
-  refused --channel TYPE [--factor F]  blobs F times (2) as long as announced must not be mapped
+  refused --channel TYPE [--factor F]  blobs F times (2) as long as announced must not be mapped; keeps them until
+                                   the host says a second line
   buffers --channel TYPE           map what comes, and do what the host says: hash I, fill I BYTE, quit
 TYPE is wayland, camera, pipewire, x11 or a number.";
 

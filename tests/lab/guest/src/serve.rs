@@ -10,13 +10,15 @@ use crate::channel::{Channel, Identifier};
 use crate::drm::Blob;
 use crate::failure::{Failure, In, Result, ensure};
 
-/// Makes blobs `factor` times as long as what was announced with the first message; none may be mapped.
+/// Makes blobs `factor` times as long as what was announced with the first message; none may be mapped. They are kept
+/// until the host has looked, and says so with another line.
 pub(crate) fn refused(channel: u32, factor: usize) -> Result<()> {
     const STEP: &str = "refused";
     let mut channel = Channel::open(channel)?;
     channel.line()?;
     let identifiers = channel.identifiers();
     ensure(!identifiers.is_empty(), STEP, "no descriptor came")?;
+    let mut held = Vec::new();
     for (index, identifier) in identifiers.into_iter().enumerate() {
         let Identifier::Buffer { id, size } = identifier else {
             println!("guest: refused index={index} unsupported");
@@ -26,14 +28,16 @@ pub(crate) fn refused(channel: u32, factor: usize) -> Result<()> {
         let gpu = channel.gpu();
         let blob = Blob::host(gpu.as_fd(), id, size).during("RESOURCE_CREATE_BLOB")?;
         let mapped = blob.map(gpu.as_fd()).map(|_| ());
-        blob.close(gpu.as_fd()).during("GEM_CLOSE")?;
+        held.push(blob);
         match mapped {
             Err(Errno::INVAL) => println!("guest: refused index={index} size={size} errno=EINVAL"),
             Err(error) => return Err(Failure::new(STEP, format_args!("index={index} size={size}: {error}"))),
             Ok(()) => return Err(Failure::new(STEP, format_args!("index={index} size={size} was mapped"))),
         }
     }
-    Ok(())
+    println!("guest: refused held={}", held.len());
+    channel.line()?;
+    held.into_iter().try_for_each(|blob| blob.close(channel.gpu().as_fd()).during("GEM_CLOSE"))
 }
 
 /// What a test asks for.

@@ -1,0 +1,270 @@
+//! One guest from its start to its end: the VMM as a process, what the guest says on its console, and what the VMM says.
+
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+
+/// No guest takes longer for anything; an emulated one in an emulated machine boots in some ten seconds.
+const DEADLINE: Duration = Duration::from_secs(150);
+/// Words for a kernel in the lab. The emulator below does not intercept XSETBV: Linux must not try. And it makes an exit of
+/// each access to a port, of which the search for a PCI bus that is not there takes thousands: two seconds.
+const EMULATED: &str = "noxsave pci=off";
+/// What a guest's kernel says of something that must not happen: it has found itself, its driver or the device to be wrong.
+const COMPLAINTS: [&str; 5] = ["WARNING:", "BUG:", "Oops", "drm_mm", "*ERROR*"];
+
+/// What every guest's commands begin with: `pause` waits until the test has looked around; `reload` loads the driver anew;
+/// `watch` starts a program that reads frames until `slay` kills it, which fails where it has ended before by itself.
+const PRELUDE: &str = "
+pause() { echo \"guest: pause $1\"; read -r go </dev/ttyS0; }
+appear() {
+    for i in $(seq 300); do [ -e /dev/dri/card0 ] && return; usleep 100000; done
+    return 1
+}
+reload() { modprobe -r virtio-gpu && [ ! -e /dev/dri/card0 ] && modprobe virtio-gpu && appear; }
+watch() {
+    lab-guest camera --frames 100000 >/tmp/watched & watcher=$!
+    until grep -q '^guest: frame' /tmp/watched; do
+        kill -0 $watcher || { cat /tmp/watched; return 1; }
+        usleep 50000
+    done
+}
+slay() { kill -9 $watcher; wait $watcher; [ $? = 137 ]; }
+";
+
+/// How dma-bufs are called in /proc.
+const DMA_BUF: &str = "/dmabuf:";
+
+/// A guest that runs.
+pub(crate) struct Vm {
+    child: Child,
+    lines: Receiver<Line>,
+    heard: Heard,
+}
+
+/// Where a line came from.
+enum Line {
+    Console(String),
+    Vmm(String),
+}
+
+/// What has been said so far.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Heard {
+    /// The guest's console.
+    pub(crate) console: Vec<String>,
+    /// The VMM's own words.
+    pub(crate) vmm: Vec<String>,
+}
+
+/// A guest that has ended.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) heard: Heard,
+}
+
+/// What the lab hands to this program in its environment.
+fn given(name: &str) -> PathBuf {
+    std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: see tests/lab/checks")).into()
+}
+
+fn kernel() -> PathBuf {
+    let folder = given("LAB_KERNEL").join("boot");
+    let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = files.map(|file| file.expect("an entry").path());
+    let name = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"));
+    paths.filter(|path| name(path)).max().expect("a kernel in LAB_KERNEL")
+}
+
+impl Vm {
+    /// Boots a guest that runs `commands` and powers off. `options` are the VMM's.
+    pub(crate) fn start(options: &[&str], commands: &str) -> Self {
+        let run = base64::engine::general_purpose::STANDARD.encode(format!("{PRELUDE}{commands}"));
+        let mut vmm = Command::new(given("LAB_VMM"));
+        vmm.arg("--kernel").arg(kernel()).arg("--initrd").arg(given("LAB_INITRD"));
+        vmm.arg("--cmdline").arg(format!("quiet iomem=relaxed {EMULATED} lab.run={run}")).args(options);
+        vmm.env_remove("RUST_LOG").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = vmm.spawn().expect("the VMM");
+        let (sender, lines) = channel();
+        listen(child.stdout.take().expect("a pipe"), Line::Console, sender.clone());
+        listen(child.stderr.take().expect("a pipe"), Line::Vmm, sender);
+        Self { child, lines, heard: Heard::default() }
+    }
+
+    /// Waits until the guest pauses, and until the VMM has accounted for `sessions` connections to its camera.
+    pub(crate) fn pauses(&mut self, at: &str, sessions: usize) {
+        self.says(&format!("guest: pause {at}"));
+        self.wait_for("vmm: camera frames=", sessions, |heard| &heard.vmm);
+    }
+
+    /// Waits until the guest has said a line that begins like this.
+    pub(crate) fn says(&mut self, beginning: &str) {
+        self.wait_for(beginning, 1, |heard| &heard.console);
+    }
+
+    /// Lets a guest that pauses go on.
+    pub(crate) fn resume(&mut self) {
+        self.child.stdin.as_mut().expect("a pipe").write_all(b"go\n").expect("a VMM that listens");
+    }
+
+    /// Waits until `count` lines that begin like this have been said, and answers with the last of them.
+    fn wait_for(&mut self, beginning: &str, count: usize, of: fn(&Heard) -> &Vec<String>) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let mut said = of(&self.heard).iter().filter(|line| line.starts_with(beginning));
+            match count.checked_sub(1).map(|last| said.nth(last)) {
+                None => return String::new(),
+                Some(Some(line)) => return line.clone(),
+                Some(None) => {}
+            }
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.heard.take(line),
+                Err(_) => panic!("nobody said {beginning:?} {count} times; heard: {:#?}", self.heard),
+            }
+        }
+    }
+
+    /// Where the window lies in the VMM.
+    pub(crate) fn window(&mut self) -> Range<u64> {
+        let line = self.wait_for("vmm: window", 1, |heard| &heard.vmm);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |name: &str| {
+            let at = words.iter().position(|word| *word == name).unwrap_or_else(|| panic!("{line}"));
+            u64::from_str_radix(words[at + 1].trim_start_matches("0x"), 16)
+                .unwrap_or_else(|error| panic!("{line}: {error}"))
+        };
+        number("host")..number("host") + number("len")
+    }
+
+    /// Whether every page of the VMM's window is mapped: a hole would be filled by whatever the VMM allocates next, for the
+    /// guest to read.
+    pub(crate) fn window_is_whole(&mut self) -> bool {
+        let window = self.window();
+        let mut covered = window.start;
+        for range in self.maps().lines().filter_map(range) {
+            if range.start <= covered && covered < range.end {
+                covered = range.end;
+            }
+        }
+        covered >= window.end
+    }
+
+    /// Waits until the VMM has no dma-buf open or mapped: a guest's kernel takes blobs back some time after their last user
+    /// is gone.
+    pub(crate) fn expect_no_dma_buf(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.dma_bufs() != (0, 0) {
+            let (open, mapped) = self.dma_bufs();
+            assert!(Instant::now() < deadline, "dma-bufs: {open} open, {mapped} mapped; heard: {:#?}", self.heard);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// How many dma-bufs the VMM has open, and how many mapped.
+    pub(crate) fn dma_bufs(&self) -> (usize, usize) {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the VMM's descriptors");
+        let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        let open = links.filter(|link| link.to_string_lossy().contains(DMA_BUF)).count();
+        (open, self.maps().lines().filter(|line| line.contains(DMA_BUF)).count())
+    }
+
+    fn maps(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).expect("the VMM's mappings")
+    }
+
+    /// Waits for the guest's end.
+    pub(crate) fn end(mut self) -> Ended {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.heard.take(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("the guest does not end; heard: {:#?}", self.heard),
+            }
+        }
+        let status = self.child.wait().expect("the VMM's status");
+        Ended { status, heard: std::mem::take(&mut self.heard) }
+    }
+}
+
+/// Passes on what is said, line by line, until there is no more.
+fn listen(from: impl Read + Send + 'static, kind: fn(String) -> Line, to: Sender<Line>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if to.send(kind(line)).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// The range of a line of /proc/PID/maps.
+fn range(line: &str) -> Option<Range<u64>> {
+    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Of no use to a guest that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            while let Ok(line) = self.lines.recv() {
+                self.heard.take(line);
+            }
+            eprintln!("heard until the test failed: {:#?}", self.heard);
+        }
+    }
+}
+
+impl Heard {
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Console(line) => self.console.push(line),
+            Line::Vmm(line) => self.vmm.push(line),
+        }
+    }
+}
+
+impl Ended {
+    /// The guest's commands were all successful, its kernel has complained of nothing, and it powered off.
+    pub(crate) fn expect_success(&self) {
+        self.expect_success_but(&[]);
+    }
+
+    /// The same, but for complaints of the guest's kernel that hold one of these words.
+    pub(crate) fn expect_success_but(&self, expected: &[&str]) {
+        let said = self.heard.console.iter().any(|line| line == "guest: exit status 0");
+        assert!(self.status.success() && said, "{:?}: {:#?}", self.status, self.heard);
+        let panics: Vec<_> = self.heard.vmm.iter().filter(|line| line.contains("panicked")).collect();
+        assert!(panics.is_empty(), "{panics:#?}");
+        let holds = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
+        // That a processor stands still for long is said of the machine's load.
+        let of_load = |line: &str| line.contains("soft lockup");
+        let mut complaints = self.console("kernel: ");
+        complaints.retain(|line| holds(line, &COMPLAINTS) && !holds(line, expected) && !of_load(line));
+        assert!(complaints.is_empty(), "the guest's kernel complains: {complaints:#?}: {:#?}", self.heard);
+    }
+
+    /// The lines of the guest that begin like this.
+    pub(crate) fn console(&self, beginning: &str) -> Vec<&str> {
+        self.heard.console.iter().map(String::as_str).filter(|line| line.starts_with(beginning)).collect()
+    }
+
+    /// The lines of the VMM that begin like this.
+    pub(crate) fn vmm(&self, beginning: &str) -> Vec<&str> {
+        self.heard.vmm.iter().map(String::as_str).filter(|line| line.starts_with(beginning)).collect()
+    }
+}
+
+/// The number behind `name=` in a line.
+pub(crate) fn figure(line: &str, name: &str) -> u64 {
+    let word = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no {name} in {line:?}"))
+}
