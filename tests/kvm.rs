@@ -256,7 +256,8 @@ fn a_store_never_reaches_a_memfd_that_is_sealed_against_future_writes() {
     let file = memfd(0x11, 3);
     // Whoever mapped it before the seal goes on writing: a window of the host's own stands in for a compositor.
     let host = HostWindow::new(3 * PAGE as usize).expect("a window");
-    let Work::Done(placed) = host.place(0, 3 * PAGE, file.as_fd(), BufferKind::SharedMemory, Protection::ReadWrite) else {
+    let Work::Done(placed) = host.place(0, 3 * PAGE, file.as_fd(), BufferKind::SharedMemory, Protection::ReadWrite)
+    else {
         panic!("placing a memfd is done at once")
     };
     placed.expect("mapped before it is sealed");

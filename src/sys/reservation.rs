@@ -18,7 +18,7 @@ pub enum Protection {
     ReadWrite,
     /// Private and writable: the guest sees the buffer live; a page it writes to becomes its own copy.
     PrivateCopy,
-    /// Shared and readable: a guest write ends the vCPU's run with a fault.
+    /// Shared and readable: a guest's store ends the vCPU's run, with a fault or with the store.
     ReadOnly,
 }
 

@@ -19,7 +19,8 @@ use book::Book;
 /// What happens to a read-only buffer whose exporter refuses private mappings (udmabuf does).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ReadOnlyPolicy {
-    /// It is mapped without write access: a guest that writes to it ends its vCPU's run with a fault.
+    /// It is mapped without write access: a guest's store never reaches it. KVM ends the vCPU's run with a fault, or hands
+    /// the store to the VMM as one to a register (for memory of a device's driver; Linux 6.12).
     #[default]
     Allow,
     /// It is not mapped: the guest gets an error.

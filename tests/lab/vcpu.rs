@@ -2,7 +2,6 @@
 //! copies ranges of the window into the fake guest's RAM, where they can be compared byte for byte.
 #![expect(unsafe_code, reason = "KVM takes the addresses of memory slots as plain numbers")]
 
-
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use virtio_gpu_uring::HostWindow;
