@@ -19,9 +19,7 @@ fn a_touch_of_a_denied_gap_never_ends_as_a_bare_fault() {
     assert_eq!(ended.console("guest: gap touching").len(), 1, "{:#?}", ended.heard);
     assert!(ended.console("guest: gap lives").is_empty());
     let said = ended.vmm("vmm: the instruction at 0x");
-    assert!(
-        matches!(said[..], [line] if line.contains("touched guest memory") && line.contains("--gaps deny")),
-        "{said:?}"
-    );
+    let named = |line: &str| line.contains("touched guest memory") && line.contains("--gaps deny");
+    assert!(matches!(said[..], [line] if named(line)), "{:#?}", ended.heard);
     say("gaps filler=deny named=yes");
 }

@@ -45,7 +45,7 @@ fn a_buffer_that_cannot_be_mapped_never_leaves_a_hole_or_ends_the_guest() {
     vm.pauses("refused", 0);
     assert!(vm.window_is_whole(), "after the guest has closed them");
     vm.expect_no_dma_buf();
-    // The camera takes no other format, and serves nobody else, while a buffer of another opening is alive.
+    // A camera has one queue, which belongs to whoever has its buffers: here until they are gone.
     drop(unmappable);
     vm.resume();
     expect_refusals(&vm.end());

@@ -12,7 +12,7 @@ device=$(echo virtio[0-9]*)
 echo $device >unbind
 [ ! -e $device ] || exit 1
 pause unbound
-slay
+slay 2>/dev/null
 [ ! -e /dev/dri/card0 ] || exit 1
 echo $device >bind
 appear && lab-guest camera --frames 8 || exit 1
@@ -22,16 +22,17 @@ appear && lab-guest camera --frames 8 || exit 1
 fn a_driver_that_is_unbound_under_live_mappings_never_leaves_them() {
     let mut vm = Vm::start(&["--camera", CAMERA], COMMANDS);
     vm.pauses("watching", 0);
-    let mapped = vm.dma_bufs().1;
-    assert!(mapped >= 4, "{mapped} buffers of the camera in the window");
+    let mapped = vm.dma_bufs_in_window();
+    assert_eq!(mapped, 4, "buffers of the camera in the window");
     vm.resume();
     vm.pauses("unbound", 1);
     vm.expect_no_dma_buf();
     assert!(vm.window_is_whole(), "a hole in the window");
     vm.resume();
     let ended = vm.end();
-    // What Linux finds wrong is its own: it lets go of the window's addresses before their last user does.
-    ended.expect_success_but(&["drm_mm"]);
+    // What Linux finds wrong is its own: it frees its allocators under the blobs that are mapped, and under the commands
+    // that wait to be answered, which a reset drops.
+    ended.expect_success_but(&["drm_mm", "kmem_cache_", "BUG virtio-gpu-vbufs"]);
     let accounts = ended.vmm("vmm: camera frames=");
     let [unbound, after] = accounts[..] else { panic!("{:#?}", ended.heard) };
     for account in [unbound, after] {

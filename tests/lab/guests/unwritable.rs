@@ -1,6 +1,7 @@
 //! A buffer that is open for reading only, of an exporter that refuses private mappings: the guest's mapping is shared and
-//! has no write access. The guest reads it as the host sees it; its first write ends the machine, which the README says, and
-//! the VMM names what happened.
+//! has no write access. The guest reads what the host writes. Its own stores are lost: KVM, which may not write there either,
+//! gives a store to a device's memory to the VMM, as one to a register, and at this address there is none. (To memory of the
+//! page cache it would answer EFAULT, which `gaps` shows; no exporter of the lab has such pages.)
 
 use std::os::fd::AsFd;
 
@@ -11,6 +12,7 @@ use super::vm::Vm;
 use crate::exporters::{Export, Exporter, say};
 
 const LEN: u64 = 32 << 10;
+const TURNS: u8 = 3;
 
 const COMMANDS: &str = "
 pause booted
@@ -18,26 +20,24 @@ lab-guest buffers --channel pipewire
 ";
 
 #[test]
-fn a_write_to_a_buffer_without_write_access_never_reaches_it_or_ends_as_a_bare_fault() {
+fn a_store_to_a_buffer_without_write_access_never_reaches_it_or_ends_the_guest() {
     let service = HostService::listen();
     let socket = format!("pipewire={}", service.path().display());
     let mut vm = Vm::start(&["--socket", &socket], COMMANDS);
     vm.pauses("booted", 0);
     vm.resume();
     let buffer = Exporter::Vgem.export(LEN, Export::ReadOnly).expect("vgem exports for reading only");
-    buffer.paint(1);
     let mut guest = Served::accept(&service, &[buffer.file.as_fd()]);
-    for turn in [1, 2] {
+    for turn in 1..=TURNS {
         buffer.paint(turn);
-        guest.expect(0, &buffer.bytes(), &format!("the host's turn {turn}"));
+        let before = buffer.bytes();
+        guest.expect(0, &before, &format!("the host's turn {turn}"));
+        guest.fill(0, turn + 100);
+        assert!(buffer.bytes() == before, "a guest's store has reached the host's buffer");
+        guest.expect(0, &before, "after the guest's stores");
     }
-    let before = buffer.bytes();
-    guest.tell("fill 0 1");
-    let ended = vm.end();
-    assert_eq!(ended.status.code(), Some(1), "{:#?}", ended.heard);
-    assert!(ended.console("guest: filled").is_empty(), "{:#?}", ended.heard);
-    let said = ended.vmm("vmm: the instruction at 0x");
-    assert!(matches!(said[..], [line] if line.contains("a buffer that is mapped read-only")), "{:#?}", ended.heard);
-    assert!(buffer.bytes() == before, "the guest's write has reached the host's buffer");
-    say(&format!("unwritable exporter=vgem bytes={LEN} read=yes written=0 named=yes"));
+    assert!(vm.window_is_whole(), "a hole in the window");
+    guest.tell("quit");
+    vm.end().expect_success();
+    say(&format!("unwritable exporter=vgem turns={TURNS} bytes={LEN} reached=0 guest=lives"));
 }

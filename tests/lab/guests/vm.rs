@@ -15,17 +15,26 @@ const DEADLINE: Duration = Duration::from_secs(150);
 /// each access to a port, of which the search for a PCI bus that is not there takes thousands: two seconds.
 const EMULATED: &str = "noxsave pci=off";
 /// What a guest's kernel says of something that must not happen: it has found itself, its driver or the device to be wrong.
-const COMPLAINTS: [&str; 5] = ["WARNING:", "BUG:", "Oops", "drm_mm", "*ERROR*"];
+const COMPLAINTS: [&str; 5] = ["WARNING:", "BUG", "Oops", "drm_mm", "*ERROR*"];
 
 /// What every guest's commands begin with: `pause` waits until the test has looked around; `reload` loads the driver anew;
 /// `watch` starts a program that reads frames until `slay` kills it, which fails where it has ended before by itself.
+/// `rest` waits until the driver has had all its blobs back, some time after a program's end: a driver that is unloaded before
+/// leaves them behind, and its commands with them, and complains.
 const PRELUDE: &str = "
 pause() { echo \"guest: pause $1\"; read -r go </dev/ttyS0; }
 appear() {
     for i in $(seq 300); do [ -e /dev/dri/card0 ] && return; usleep 100000; done
     return 1
 }
-reload() { modprobe -r virtio-gpu && [ ! -e /dev/dri/card0 ] && modprobe virtio-gpu && appear; }
+rest() {
+    for i in $(seq 300); do
+        grep -q ': used$' /sys/kernel/debug/dri/0/virtio-gpu-host-visible-mm || { sleep 1; return; }
+        usleep 100000
+    done
+    return 1
+}
+reload() { rest && modprobe -r virtio-gpu && [ ! -e /dev/dri/card0 ] && modprobe virtio-gpu && appear; }
 watch() {
     lab-guest camera --frames 100000 >/tmp/watched & watcher=$!
     until grep -q '^guest: frame' /tmp/watched; do
@@ -164,8 +173,15 @@ impl Vm {
         }
     }
 
+    /// How many dma-bufs are mapped into the VMM's window. The VMM's camera has mappings of its own elsewhere.
+    pub(crate) fn dma_bufs_in_window(&mut self) -> usize {
+        let window = self.window();
+        let in_window = |line: &&str| range(line).is_some_and(|range| window.contains(&range.start));
+        self.maps().lines().filter(in_window).filter(|line| line.contains(DMA_BUF)).count()
+    }
+
     /// How many dma-bufs the VMM has open, and how many mapped.
-    pub(crate) fn dma_bufs(&self) -> (usize, usize) {
+    fn dma_bufs(&self) -> (usize, usize) {
         let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the VMM's descriptors");
         let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
         let open = links.filter(|link| link.to_string_lossy().contains(DMA_BUF)).count();
