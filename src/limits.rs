@@ -19,7 +19,7 @@ pub struct Limits {
     /// messages that a host service has not taken yet, and lists and streams of commands that wait for earlier ones.
     pub host_bytes: u64,
     /// File descriptors of blobs, offers and received items at a time, one for each cross-domain context, and one for each
-    /// read of a buffer that the VMM has asked for. The process's own limit must lie above it.
+    /// read of a buffer that the VMM has asked for (two for a dma-buf). The process's own limit must lie above it.
     pub fds: u64,
     /// Entries of guest memory lists, of one command and of all resources together.
     pub backing_entries: u64,

@@ -1,6 +1,7 @@
 //! The device as this VMM embeds it: its window, its host sockets, and the ends that tie it to KVM.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_gpu_uring::{Builder, ChannelType, Counters, Device, HostWindow};
 
@@ -11,6 +12,9 @@ use super::error::VmmError;
 use super::kvm::VirtualMachine;
 use super::memory::{GPU_REGISTERS, Ram};
 use super::mmio::{QUEUE_NOTIFY, Transport};
+
+/// KVM looks at some thousand pages in a millisecond.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The device, beside its transport.
 pub(crate) struct Gpu(Arc<Device<Ram>>);
@@ -58,7 +62,7 @@ impl Gpu {
 fn checked(window: HostWindow, at: u64, machine: &VirtualMachine, cpus: u8) -> Result<HostWindow, VmmError> {
     match machine.prober(cpus)? {
         Some(prober) => window
-            .checked_by(move |offset, len| prober.probe(at + offset, len))
+            .checked_by(PATIENCE, move |offset, len| prober.probe(at + offset, len))
             .map_err(VmmError::io("the thread that asks KVM")),
         None => {
             say!(

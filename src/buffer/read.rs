@@ -1,12 +1,12 @@
 //! The host's own reads: what a buffer shows at this moment, copied without the device task waiting in the kernel.
 //!
-//! A dma-buf is read when its implicit write fences have signalled: its descriptor becomes readable then, which the runtime
-//! waits for. What may sleep after that (the bracket of CPU access, the copy) is done on a thread of the read's own.
+//! A dma-buf is read when the implicit write fences that it has at the start have signalled, which the runtime waits for. What
+//! may sleep after that (the bracket of CPU access, the copy) is done on a thread of the read's own.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,11 +20,11 @@ use tokio::time::{Sleep, sleep};
 use super::{BufferKind, HeldBuffer, HostBuffer};
 use crate::limits::{Charge, Ledger, LimitReached, Quota};
 use crate::seams::LocalFuture;
-use crate::sys::dmabuf::{begin_cpu_access, end_cpu_access};
+use crate::sys::dmabuf::{begin_cpu_access, end_cpu_access, pending_writes};
 use crate::sys::mapping::{MappingAccess, SharedMapping};
 use crate::sys::ring::Readiness;
 
-/// Most copies at a time, each on a thread of its own. Whoever comes later waits, and holds no memory meanwhile.
+/// Most copies at a time, each on a thread of its own. Whoever comes later waits, and holds no bytes meanwhile.
 const COPIES: usize = 4;
 
 /// Why a blob could not be read.
@@ -238,20 +238,29 @@ impl Term {
         .await
     }
 
-    /// Waits until no write to the buffer is pending, and hands it back.
+    /// Waits until the writes to the buffer that are pending now are done, and hands it back.
     async fn written(&mut self, buffer: HostBuffer) -> (HostBuffer, Result<(), ReadError>) {
         if buffer.kind != BufferKind::DmaBuf {
             return (buffer, Ok(()));
         }
+        if let Ok(fences) = pending_writes(buffer.as_fd()) {
+            return (buffer, self.readable(fences).await.1);
+        }
+        // Before Linux 6.0 the dma-buf itself is watched, until it has no pending write for a moment.
         let HostBuffer { file, kind, len, access } = buffer;
-        let (file, written) = match Readiness::for_reading(file) {
+        let (file, written) = self.readable(file).await;
+        (HostBuffer { file, kind, len, access }, written)
+    }
+
+    /// Waits until a file can be read, and hands it back.
+    async fn readable(&mut self, file: OwnedFd) -> (OwnedFd, Result<(), ReadError>) {
+        match Readiness::for_reading(file) {
             Ok(watch) => {
-                let written = self.wait(poll_fn(|cx| watch.poll_event(cx)), "writes that are pending").await;
-                (watch.into_inner(), written.and_then(|event| Ok(event?)))
+                let event = self.wait(poll_fn(|cx| watch.poll_event(cx)), "writes that are pending").await;
+                (watch.into_inner(), event.and_then(|event| Ok(event?)))
             }
             Err((file, error)) => (file, Err(error.into())),
-        };
-        (HostBuffer { file, kind, len, access }, written)
+        }
     }
 
     /// Waits for a place among those who copy.
@@ -307,12 +316,12 @@ impl HostBuffer {
 }
 
 impl HeldBuffer {
-    /// A descriptor of its own for the same buffer.
+    /// A descriptor of its own for the same buffer, and for a dma-buf room for one of its fences.
     ///
     /// # Errors
     /// The limit of descriptors, the device's or the process's.
     pub(crate) fn duplicate(&self, ledger: &std::rc::Rc<Ledger>) -> Result<Self, ReadError> {
-        let fd = ledger.charge(Quota::Fds, 1)?;
+        let fd = ledger.charge(Quota::Fds, if self.kind == BufferKind::DmaBuf { 2 } else { 1 })?;
         let HostBuffer { file, kind, len, access } = &self.buffer;
         let buffer = HostBuffer { file: file.try_clone()?, kind: *kind, len: *len, access: *access };
         Ok(Self { buffer, fd })

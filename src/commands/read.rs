@@ -11,6 +11,9 @@ use crate::seams::LocalFuture;
 /// Guest memory is copied by the device task itself, no more than this between two turns of everybody else.
 const PIECE: u64 = 1 << 20;
 
+/// What an entry of a list counts for at least, in bytes.
+const LEAST: u64 = 256;
+
 /// A timer and no wake-up of its own: a task that wakes itself keeps submitted operations from the kernel.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -64,7 +67,8 @@ async fn copy_guest_memory(ram: Rc<dyn GuestRam>, pieces: Vec<(u64, u64)>, len: 
                 return Err(ReadError::NotRam { address: address + at });
             }
             at += now;
-            left -= now;
+            // Many small entries take their time, too.
+            left = left.saturating_sub(now.max(LEAST));
         }
     }
     Ok(bytes)

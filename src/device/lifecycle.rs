@@ -18,7 +18,7 @@ use crate::commands::{Gpu, Parts};
 use crate::cross_domain::HostSockets;
 use crate::limits::{Ledger, Limits};
 use crate::observe::LiveCounters;
-use crate::pipeline::{Active, Pipeline, Source};
+use crate::pipeline::{Active, Pipeline, ReadEnd, Source};
 use crate::protocol::features::EVENT_IDX;
 use crate::queue::Ring;
 use crate::renderer::{Capset, RendererEnd, RendererThread};
@@ -80,8 +80,7 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
                 Some(Control::Read { resource, span, reply }) => match pipeline.gpu().read_blob(resource, span) {
                     Ok(reading) => pipeline.read(Box::pin(async move {
                         let Read { result, rest } = reading.await;
-                        let _ = reply.send(result);
-                        rest
+                        ReadEnd { rest, tell: Box::new(|| drop(reply.send(result))) }
                     })),
                     Err(error) => drop(reply.send(Err(error))),
                 },

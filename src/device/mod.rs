@@ -136,18 +136,18 @@ impl<M: GuestAddressSpace> Device<M> {
     /// read from the buffer itself and not from the window: what a guest has written to its own copy of a read-only
     /// buffer is not seen. Of a file's last page, what lies behind the file's end is zero.
     ///
-    /// A dma-buf is read when the writes that are pending to it (its implicit fences) are done; the guest's commands go on
-    /// meanwhile, those to the same blob included. The bytes are those of some moment before the reply, and not all of
-    /// one moment where somebody is writing. No order holds between a read and commands under way: a resource is there
-    /// when its creation is answered, and a read that has begun goes on without it, in the same memory.
+    /// A dma-buf is read when the writes that were pending to it at first (its implicit fences) are done; the guest's commands
+    /// go on meanwhile, those to the same blob included. The bytes are those of some moment before the reply, and not all
+    /// of one moment where somebody is writing. No order holds between a read and commands under way: a resource is
+    /// there when its creation is answered, and what becomes of it during a read does not change what is read. A blob is as
+    /// long as its guest made it: whoever cannot spare that much memory states a range. An exporter that has lost its
+    /// memory (a device that was unplugged) ends the process by a signal, as it does whoever maps it.
     ///
-    /// Four reads of host memory copy at a time, each on a thread of its own; others wait. Each takes one descriptor of
-    /// [`Limits::fds`](crate::Limits::fds) until it ends. Guest memory is copied by the device's task, one read at a time, in
-    /// pieces between which it does other work.
-    ///
-    /// A reset ends the reads that wait with [`ReadError::Reset`], and waits for those that copy. One that is in the kernel
-    /// beyond [`Limits::deadline`](crate::Limits::deadline) is set aside and counted in [`Counters::quarantined`]: its
-    /// thread, its descriptor and its place among the four are free when the kernel lets it go.
+    /// Four reads of host memory copy at a time, each on a thread of its own; others wait. Each takes a descriptor of
+    /// [`Limits::fds`](crate::Limits::fds) until it ends, and a dma-buf's two. A reset ends those that wait, and those of guest
+    /// memory, with [`ReadError::Reset`], and waits for copies of host memory. One that lasts beyond
+    /// [`Limits::deadline`](crate::Limits::deadline) is set aside and counted in [`Counters::quarantined`]: its thread, its
+    /// descriptor and its place among the four are free when it ends.
     pub fn read_blob(&self, resource: u32, range: impl RangeBounds<u64>) -> Reply<Result<Vec<u8>, ReadError>> {
         let span = Span::new(&range);
         self.send(|reply| Control::Read { resource, span, reply })

@@ -101,6 +101,14 @@ impl<M: GuestAddressSpace> Active<M> {
     }
 }
 
+/// The end of a read of the VMM's.
+pub(crate) struct ReadEnd {
+    /// What is still in the kernel, to be set aside.
+    pub(crate) rest: Option<LocalFuture<()>>,
+    /// Tells the VMM, when all of it is booked.
+    pub(crate) tell: Box<dyn FnOnce()>,
+}
+
 /// The state of the device task.
 pub(crate) struct Pipeline<M: GuestAddressSpace> {
     gpu: Gpu,
@@ -111,8 +119,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     chores: FuturesUnordered<LocalFuture<()>>,
     /// Work that was given up; it keeps what it holds until it ends, and nobody waits for it.
     quarantine: FuturesUnordered<LocalFuture<()>>,
-    /// The VMM's reads of blobs; what one leaves behind is set aside.
-    reads: FuturesUnordered<LocalFuture<Option<LocalFuture<()>>>>,
+    /// The VMM's reads of blobs.
+    reads: FuturesUnordered<LocalFuture<ReadEnd>>,
     channels: SelectAll<Channel<ContextKey>>,
     fences: UnboundedReceiver<(ContextKey, Ticket)>,
     /// For turns that end with more to do.
@@ -221,10 +229,10 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             self.obey();
         }
         while budget > 0
-            && let Poll::Ready(Some(rest)) = self.reads.poll_next_unpin(cx)
+            && let Poll::Ready(Some(end)) = self.reads.poll_next_unpin(cx)
         {
             budget -= 1;
-            self.read_ended(rest);
+            self.read_ended(end);
         }
         for rest in [&mut self.chores, &mut self.quarantine] {
             while budget > 0
@@ -236,18 +244,19 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         budget == 0
     }
 
-    /// Takes up a read of the VMM's, which ends with what it leaves behind.
-    pub(crate) fn read(&mut self, reading: LocalFuture<Option<LocalFuture<()>>>) {
+    /// Takes up a read of the VMM's.
+    pub(crate) fn read(&mut self, reading: LocalFuture<ReadEnd>) {
         self.reads.push(reading);
         self.fresh = true;
     }
 
-    fn read_ended(&mut self, rest: Option<LocalFuture<()>>) {
+    fn read_ended(&mut self, ReadEnd { rest, tell }: ReadEnd) {
         if let Some(rest) = rest {
             self.gpu.counters.quarantined.bump();
-            warn_limited!("a read of a blob is stuck in the kernel and is set aside");
+            warn_limited!("a read of a blob takes too long and is set aside");
             self.quarantine.push(rest);
         }
+        tell();
     }
 
     /// Serves a queue for a turn; true where there is more to do.

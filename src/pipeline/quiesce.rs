@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, timeout_at};
 use vm_memory::GuestAddressSpace;
 
-use super::Pipeline;
+use super::{Pipeline, ReadEnd};
 use crate::observe::warn_limited;
 use crate::resource::Retired;
 use crate::seams::LocalFuture;
@@ -55,8 +55,10 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             self.set_aside(stuck);
             let stuck = std::mem::take(&mut self.chores);
             self.set_aside(stuck);
-            let read = |reading: LocalFuture<Option<LocalFuture<()>>>| async {
-                if let Some(rest) = reading.await {
+            let read = |reading: LocalFuture<ReadEnd>| async {
+                let ReadEnd { rest, tell } = reading.await;
+                tell();
+                if let Some(rest) = rest {
                     rest.await;
                 }
             };
@@ -73,8 +75,8 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         }
         while let Poll::Ready(Some(_)) = self.channels.poll_next_unpin(cx) {}
         while let Poll::Ready(Some(())) = self.chores.poll_next_unpin(cx) {}
-        while let Poll::Ready(Some(rest)) = self.reads.poll_next_unpin(cx) {
-            self.read_ended(rest);
+        while let Poll::Ready(Some(end)) = self.reads.poll_next_unpin(cx) {
+            self.read_ended(end);
         }
         let idle = self.in_flight.is_empty() && self.chores.is_empty() && self.reads.is_empty();
         if idle { Poll::Ready(()) } else { Poll::Pending }

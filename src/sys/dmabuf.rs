@@ -2,9 +2,9 @@
 //! Without them a CPU that is not coherent with the exporting device reads stale bytes.
 #![expect(unsafe_code, reason = "an ioctl's number and argument type are promised to the kernel here")]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::ioctl::{Setter, ioctl, opcode};
+use rustix::ioctl::{Setter, Updater, ioctl, opcode};
 
 /// `struct dma_buf_sync`.
 #[repr(C)]
@@ -19,6 +19,34 @@ const SYNC_END: u64 = 1 << 2;
 
 /// `DMA_BUF_IOCTL_SYNC`.
 const IOCTL_SYNC: rustix::ioctl::Opcode = opcode::write::<Sync>(b'b', 0);
+
+/// `struct dma_buf_export_sync_file`.
+#[repr(C)]
+struct ExportSyncFile {
+    flags: u32,
+    fd: i32,
+}
+
+/// `DMA_BUF_IOCTL_EXPORT_SYNC_FILE`.
+const IOCTL_EXPORT_SYNC_FILE: rustix::ioctl::Opcode = opcode::read_write::<ExportSyncFile>(b'b', 2);
+
+/// The writes that are pending at this moment: a file that becomes readable when they are done. Unlike a look at the dma-buf
+/// itself it takes no lock that a driver may hold while it waits.
+///
+/// # Errors
+/// `ENOTTY` before Linux 6.0 and for anything that is no dma-buf.
+pub(crate) fn pending_writes(file: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let mut request = ExportSyncFile { flags: SYNC_READ as u32, fd: -1 };
+    // SAFETY: the argument of EXPORT_SYNC_FILE is `struct dma_buf_export_sync_file`, which `ExportSyncFile` mirrors.
+    let argument = unsafe { Updater::<IOCTL_EXPORT_SYNC_FILE, _>::new(&mut request) };
+    // SAFETY: the opcode states the argument's size, and the argument holds no pointer.
+    unsafe { ioctl(file, argument)? };
+    if request.fd < 0 {
+        return Err(rustix::io::Errno::BADF);
+    }
+    // SAFETY: the call succeeded, so `fd` was installed for it (close-on-exec) and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(request.fd) })
+}
 
 /// Opens a span of CPU access; waits for the exporter's pending writes.
 ///

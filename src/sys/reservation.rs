@@ -187,8 +187,9 @@ impl Reservation {
         // SAFETY: `staged` is the mapping made above; the move failed, so it is still there and nobody knows of it.
         let _ = unsafe { rustix::mm::munmap(staged, len_bytes) };
         match self.fill(offset, len) {
-            // A process without room for one mapping more gets neither: then the move has not even begun.
-            Err(PlaceError::Lost { .. }) if self.is_whole(offset, len) => {}
+            // A process without room for one mapping more gets neither; ENOMEM for that reason comes before the move has
+            // taken anything away.
+            Err(PlaceError::Lost { .. }) if errno == rustix::io::Errno::NOMEM && self.is_whole(offset, len) => {}
             filled => filled?,
         }
         Err(PlaceError::Moved { source: errno.into() })

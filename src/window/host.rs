@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -18,6 +19,9 @@ const CLEAR_IN_LINE: u64 = 256 << 10;
 /// A worker forgets this much at a time (some 2 ms where all of it is populated), so that no other thread waits long for
 /// the address space.
 const CHUNK: u32 = 32 << 20;
+/// So much of a dma-buf is remapped at a time, with a pause for everybody else: pages that a guest has copied are freed by it.
+const REMAP: u64 = 16 << 20;
+const PAUSE: Duration = Duration::from_millis(1);
 /// Length of the scratch memory where none is stated.
 const SCRATCH: usize = 64 << 20;
 
@@ -32,7 +36,10 @@ pub struct HostWindow {
 
 /// The way to a thread that looks at placements. The thread ends with the last clone.
 #[derive(Clone)]
-struct Check(mpsc::Sender<Question>);
+struct Check {
+    questions: mpsc::Sender<Question>,
+    patience: Duration,
+}
 
 /// A range that shows a dma-buf, and who wants to know whether a guest can reach it.
 struct Question {
@@ -48,23 +55,26 @@ impl fmt::Debug for Check {
 }
 
 impl Check {
-    fn start(check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
+    fn start(patience: Duration, check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
         let (sender, questions) = mpsc::channel::<Question>();
         let answer_all = move || {
             for Question { offset, len, answer } in questions {
-                // Nobody waits any more where the device has gone.
-                let _ = answer.send(check(offset, len));
+                if !answer.is_closed() {
+                    let _ = answer.send(check(offset, len));
+                }
             }
         };
         std::thread::Builder::new().name("virtio-gpu-check".into()).spawn(answer_all)?;
-        Ok(Self(sender))
+        Ok(Self { questions: sender, patience })
     }
 
     async fn ask(&self, offset: u64, len: u64) -> io::Result<()> {
         let (answer, answered) = oneshot::channel();
         // A thread that is gone drops the question, and with it the answer's other end.
-        let _ = self.0.send(Question { offset, len, answer });
-        answered.await.unwrap_or_else(|_| Err(io::Error::other("the check has panicked")))
+        let _ = self.questions.send(Question { offset, len, answer });
+        let answered = tokio::time::timeout(self.patience, answered).await;
+        let answered = answered.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the check takes too long"))?;
+        answered.unwrap_or_else(|_| Err(io::Error::other("the check has panicked")))
     }
 }
 
@@ -105,6 +115,9 @@ impl HostWindow {
 
     /// Asks `check` about each dma-buf that was placed, by offset and length in bytes, before its MAP is answered. It is
     /// called on a thread of its own, one placement at a time; what it refuses is taken back, and the guest gets an error.
+    /// So is what it says nothing about within `patience`, and everything after it has panicked. A read-only buffer that
+    /// it refuses is placed without write access, where the policy allows that, and asked about once more. The check may
+    /// still run when the device has gone.
     ///
     /// What the host can map, its KVM may still be unable to show to a guest: before Linux 6.13 pages without a reference
     /// count of their own, of which dma-heaps and some GPUs' drivers make large buffers. The guest's first touch would end
@@ -112,8 +125,12 @@ impl HostWindow {
     ///
     /// # Errors
     /// The thread does not start.
-    pub fn checked_by(mut self, check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> io::Result<Self> {
-        self.check = Some(Check::start(check)?);
+    pub fn checked_by(
+        mut self,
+        patience: Duration,
+        check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
+        self.check = Some(Check::start(patience, check)?);
         Ok(self)
     }
 
@@ -181,16 +198,29 @@ impl SharedMemory for HostWindow {
     }
 
     /// The pages of a large piece of shared memory are forgotten first: a guest's touch has them back meanwhile. Those of
-    /// a dma-buf would not come back (V4L2 maps all of them once and has no way to map one again); nor has the remap any
-    /// to free, so that it is cheap.
+    /// a dma-buf would not come back (V4L2 maps all of them once and has no way to map one again); it is remapped in
+    /// pieces instead.
     fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {
-        if len <= CLEAR_IN_LINE || kind == BufferKind::DmaBuf {
+        let in_line = match kind {
+            BufferKind::SharedMemory => CLEAR_IN_LINE,
+            BufferKind::DmaBuf => REMAP,
+        };
+        if len <= in_line {
             return Work::Done(self.fill(offset, len));
         }
         let window = self.clone();
         Work::later(async move {
-            let _ = advise_all(&window.memory, offset, len, Advice::DontNeed).await;
-            window.fill(offset, len)
+            if kind == BufferKind::SharedMemory {
+                let _ = advise_all(&window.memory, offset, len, Advice::DontNeed).await;
+                return window.fill(offset, len);
+            }
+            let mut at = offset;
+            while offset + len - at > REMAP {
+                window.fill(at, REMAP).inspect_err(|_| window.memory.seal(offset, len))?;
+                at += REMAP;
+                tokio::time::sleep(PAUSE).await;
+            }
+            window.fill(at, offset + len - at)
         })
     }
 

@@ -12,10 +12,14 @@ use virtio_gpu_uring::{Access, BufferKind, Builder, HostBuffer, HostWindow, Limi
 
 use crate::setup::{PAGE, PAGES, Setup, memfd};
 
-/// A guest whose window asks `check`.
+/// A guest whose window asks `check`, and has all the time of the device.
 fn checked(builder: Builder, check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> Setup {
+    patient(Duration::MAX, builder, check)
+}
+
+fn patient(patience: Duration, builder: Builder, check: impl Fn(u64, u64) -> io::Result<()> + Send + 'static) -> Setup {
     let len = (PAGES * PAGE) as usize;
-    let window = HostWindow::with_scratch(len, len).expect("a window").checked_by(check).expect("a thread");
+    let window = HostWindow::with_scratch(len, len).expect("a window").checked_by(patience, check).expect("a thread");
     let setup = Setup::on(window, builder);
     setup.paint();
     setup
@@ -121,6 +125,24 @@ fn a_check_that_comes_too_late_never_leaves_the_buffer_or_blocks_the_range_for_g
     assert_eq!(setup.byte(0), 1);
     setup.ok(&Request::unmap(8));
     setup.assert_gap(0..PAGES);
+}
+
+#[test]
+fn a_check_that_takes_too_long_never_leaves_the_buffer_in_the_window() {
+    let (check, questions, answers) = asked();
+    let mut setup = patient(Duration::from_millis(20), Builder::new(), check);
+    let file = memfd("checked-long", PAGE);
+    setup.blob_of(7, dma_buf(&file, PAGE), PAGE);
+    setup.refused(&Request::map(7, 0), ERR_UNSPEC);
+    setup.assert_gap(0..PAGES);
+    setup.blob(8, &file, PAGE);
+    setup.guest.map(8, 0);
+    assert_eq!(setup.guest.device().counters().quarantined, 0);
+    assert_eq!(questions.recv().expect("a question"), (0, PAGE));
+    answers.send(Ok(())).expect("a check that waits");
+    // Its late word changes nothing.
+    setup.guest.settle();
+    assert_eq!(setup.byte(0), 1);
 }
 
 #[test]
