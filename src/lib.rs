@@ -35,6 +35,7 @@ mod buffer;
 mod commands;
 mod cross_domain;
 mod device;
+mod display;
 mod limits;
 mod observe;
 mod pipeline;
@@ -51,16 +52,26 @@ pub mod testing;
 mod window;
 
 pub use buffer::{Access, BufferError, BufferKind, HostBuffer, ReadError};
+pub use commands::{Exported, ExportedMemory};
 pub use device::{
     ActivateError, Activation, BlobId, BuildError, Builder, Device, DeviceGone, DeviceTask, OfferError, QUEUE_SIZES,
     QueueSetup, Reply,
 };
+#[cfg(feature = "png")]
+pub use display::PngDisplay;
+pub use display::{ConnectError, Mode, Monitor, MonitorError, NullDisplay};
 pub use limits::Limits;
 pub use observe::Counters;
+pub use pipeline::{PauseError, Paused};
 pub use protocol::cross_domain::ChannelType;
 pub use protocol::features::{DEVICE_ID, FeatureError, SHM_ID_HOST_VISIBLE};
-pub use renderer::{BlobRequest, Capset, Fence, Renderer, RendererError};
-pub use seams::{Interrupt, LocalFuture, PlaceError, Protection, SharedMemory, Work};
+pub use protocol::format::Format;
+pub use renderer::{BlobRequest, Capset, Direction, Fence, Renderer, RendererError, Resource3d, Transfer3d};
+pub use resource::{BackingRange, GuestBacking};
+pub use seams::{
+    Area, Cursor, Display, DmaBuf, Interrupt, LocalFuture, Picture, Pixels, PlaceError, Plane, Protection,
+    SharedMemory, Work,
+};
 pub use window::{HostWindow, ReadOnlyPolicy};
 
 #[cfg(doctest)]

@@ -18,6 +18,9 @@ pub struct Limits {
     /// Bytes of host memory that a guest may cause to be copied: read-only buffers, each in full while it is mapped,
     /// messages that a host service has not taken yet, and lists and streams of commands that wait for earlier ones.
     pub host_bytes: u64,
+    /// Bytes of 2D resources' own pixels, and of what is copied from host buffers for displays. Pixels that no transfer has
+    /// touched cost the host nothing yet.
+    pub image_bytes: u64,
     /// File descriptors of blobs, offers and received items at a time, one for each cross-domain context, and one for each
     /// read of a buffer that the VMM has asked for (two for a dma-buf). The process's own limit must lie above it.
     pub fds: u64,
@@ -31,8 +34,8 @@ pub struct Limits {
     pub items_per_context: usize,
     /// Bytes that a channel keeps for a host service that does not read. At the limit the channel is closed.
     pub channel_backlog: usize,
-    /// How long a placement, the taking back of one, a read, a reset or the renderer's end may last before what is stuck is
-    /// set aside.
+    /// How long a placement, the taking back of one, a read, a reset, a pause or the renderer's end may last before what is
+    /// stuck is set aside, and how long a display may take over a frame.
     pub deadline: Duration,
 }
 
@@ -43,6 +46,7 @@ impl Default for Limits {
             contexts: 256,
             mapped_bytes: 8 << 30,
             host_bytes: 256 << 20,
+            image_bytes: 1 << 30,
             fds: 512,
             backing_entries: 1 << 20,
             submit_bytes: 1 << 20,
@@ -61,11 +65,12 @@ pub(crate) enum Quota {
     Contexts,
     MappedBytes,
     HostBytes,
+    ImageBytes,
     Fds,
     BackingEntries,
 }
 
-const QUOTAS: usize = 6;
+const QUOTAS: usize = 7;
 
 /// A limit that has been reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -86,9 +91,9 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(limits: &Limits) -> Rc<Self> {
-        let Limits { resources, contexts, mapped_bytes, host_bytes, fds, backing_entries, .. } = *limits;
+        let Limits { resources, contexts, mapped_bytes, host_bytes, image_bytes, fds, backing_entries, .. } = *limits;
         Rc::new(Self {
-            limits: [resources, contexts, mapped_bytes, host_bytes, fds, backing_entries],
+            limits: [resources, contexts, mapped_bytes, host_bytes, image_bytes, fds, backing_entries],
             used: Default::default(),
         })
     }

@@ -1,11 +1,12 @@
-//! The seams to the guest, which a VMM implements: how its driver is interrupted, and the region that blobs are mapped
-//! into. A renderer's seam is in `renderer`.
+//! The seams that a VMM implements: how the guest's driver is interrupted, the region that blobs are mapped into, and the
+//! displays that show what the guest draws. A renderer's seam is in `renderer`.
 
 use std::fmt;
 use std::future::Future;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 
+use crate::protocol::format::{Format, PIXEL};
 pub use crate::sys::reservation::{PlaceError, Protection};
 
 /// What kind of file stands behind a buffer.
@@ -66,23 +67,33 @@ pub trait Interrupt: Send + 'static {
     /// There are used buffers in queue `index` (0 control, 1 cursor).
     fn queue(&self, index: u16);
 
+    /// The configuration space has changed: send a configuration change notification (virtio 1.4, section 2.3). The
+    /// transport's generation is [`Device::config_generation`](crate::Device::config_generation).
+    fn config_changed(&self);
+
     /// A queue is broken and is not served before the next reset: set DEVICE_NEEDS_RESET (0x40) in the device status, then
     /// send a configuration change notification (virtio 1.4, section 2.1.2). Once for each queue and activation.
     fn needs_reset(&self);
 }
 
-/// A pair of closures: the first for queues, the second for [`needs_reset`](Interrupt::needs_reset).
-impl<Q, R> Interrupt for (Q, R)
+/// Three closures: for queues, for [`config_changed`](Interrupt::config_changed), for
+/// [`needs_reset`](Interrupt::needs_reset).
+impl<Q, C, R> Interrupt for (Q, C, R)
 where
     Q: Fn(u16) + Send + 'static,
+    C: Fn() + Send + 'static,
     R: Fn() + Send + 'static,
 {
     fn queue(&self, index: u16) {
         self.0(index);
     }
 
-    fn needs_reset(&self) {
+    fn config_changed(&self) {
         self.1();
+    }
+
+    fn needs_reset(&self) {
+        self.2();
     }
 }
 
@@ -129,4 +140,154 @@ pub trait SharedMemory: Send + 'static {
     /// # Errors
     /// Any: the range is never used again.
     fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError>;
+}
+
+/// A rectangle in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Area {
+    /// Left edge.
+    pub x: u32,
+    /// Top edge.
+    pub y: u32,
+    /// Width.
+    pub width: u32,
+    /// Height.
+    pub height: u32,
+}
+
+/// Where a plane of a picture lies in its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Plane {
+    /// The plane's first byte.
+    pub offset: u32,
+    /// Bytes from row to row.
+    pub stride: u32,
+}
+
+/// The dma-buf that holds a picture.
+#[derive(Debug, Clone, Copy)]
+pub struct DmaBuf<'a> {
+    /// Borrowed for the call; a display that keeps it duplicates it.
+    pub file: BorrowedFd<'a>,
+    /// Width of the whole buffer's picture in pixels.
+    pub width: u32,
+    /// Its height.
+    pub height: u32,
+    /// Its planes, the first of them always there; the layout of a plane is the exporter's (no modifier, or an implicit one).
+    pub planes: &'a [Plane],
+    /// The part of it that the scanout shows.
+    pub shown: Area,
+}
+
+/// What a scanout shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Picture<'a> {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Format of its pixels.
+    pub format: Format,
+    /// The dma-buf that it lies in, where it lies in one.
+    pub buffer: Option<DmaBuf<'a>>,
+}
+
+/// Rows of pixels.
+#[derive(Clone, Copy)]
+pub struct Pixels<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+    row: usize,
+}
+
+impl<'a> Pixels<'a> {
+    /// `bytes` begins with the first pixel of the first row, and its last row may end with its last pixel.
+    ///
+    /// # Panics
+    /// Where the bytes are fewer than `height` rows of `width` pixels.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], stride: usize, width: u32, height: u32) -> Self {
+        let row = width as usize * PIXEL as usize;
+        let len = stride * (height as usize).saturating_sub(1) + row;
+        Self { bytes: &bytes[..len], stride: stride.max(1), row }
+    }
+
+    /// Row by row, without what lies between them.
+    pub fn rows(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let row = self.row;
+        self.bytes.chunks(self.stride).map(move |rest| &rest[..row])
+    }
+
+    /// All of it, as it lies in memory; the last row ends with its last pixel.
+    #[must_use]
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Bytes from row to row.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+}
+
+impl fmt::Debug for Pixels<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, stride, row } = self;
+        f.debug_struct("Pixels").field("len", &bytes.len()).field("stride", stride).field("row", row).finish()
+    }
+}
+
+/// A cursor's image.
+#[derive(Debug, Clone, Copy)]
+pub struct Cursor<'a> {
+    /// Width in pixels: 64 as a rule.
+    pub width: u32,
+    /// Height in pixels: 64 as a rule.
+    pub height: u32,
+    /// Format of its pixels.
+    pub format: Format,
+    /// The pixel that points, from the left.
+    pub hot_x: u32,
+    /// And from the top.
+    pub hot_y: u32,
+    /// Its pixels.
+    pub pixels: Pixels<'a>,
+}
+
+/// What shows a scanout: a window, a remote viewer, a recorder.
+///
+/// All calls come on the device's thread and must not block; whoever encodes or waits does so elsewhere. Futures are polled
+/// on that thread, in the tokio-uring runtime. A display is dropped when it is disconnected, or with the device.
+pub trait Display: Send + 'static {
+    /// Whether it wants this picture's dma-buf itself. Asked before each [`attach`](Self::attach) of a picture in one;
+    /// a display that says no is given bytes.
+    fn takes_buffer(&mut self, picture: &Picture<'_>) -> bool {
+        let _ = picture;
+        false
+    }
+
+    /// The scanout shows this picture from now on, in place of what it showed before. Its pixels come with the guest's next
+    /// flush. `picture.buffer` is there where [`takes_buffer`](Self::takes_buffer) has just said yes: then nothing is
+    /// [drawn](Self::draw). A guest that flips pages attaches a picture for each frame.
+    fn attach(&mut self, picture: &Picture<'_>);
+
+    /// Pixels of the picture at `area`, as the guest has flushed them. A large flush comes in several parts, between which
+    /// the device does other work.
+    fn draw(&mut self, area: Area, pixels: Pixels<'_>);
+
+    /// The guest has flushed `damage`: all of it has been drawn, or lies in the dma-buf (whose implicit fences are the
+    /// display's to wait for). The guest's flush is answered when the work is done, so a display may pace its guest; after
+    /// [`Limits::deadline`](crate::Limits::deadline) it is answered all the same. Other calls may come meanwhile.
+    fn frame(&mut self, damage: Area) -> Work<()>;
+
+    /// The cursor's image, `None` where it is hidden, and its position: as the guest gives it, with the image's top left corner
+    /// at `position`, which may lie left of or above the picture.
+    fn cursor(&mut self, cursor: Option<&Cursor<'_>>, position: (i32, i32));
+
+    /// The cursor has moved.
+    fn move_cursor(&mut self, position: (i32, i32));
+
+    /// The scanout shows nothing from now on; a dma-buf that the display has kept is to be closed.
+    fn detach(&mut self);
 }

@@ -211,7 +211,7 @@ fn no_command_is_without_a_span_of_its_own_or_leaves_it_open() {
     guest.command(&Request::unref(77)).ok();
     guest.settle();
     guest.command(&Request::submit(9, &[]).fenced(6).on_ring(3)).ok();
-    let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+    let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
     guest.wait_on(Lane::Cursor, cursor).ok();
     let served = guest.device().counters().commands;
     let collector = watched.end();
@@ -243,7 +243,7 @@ fn no_span_leaves_open_which_queue_and_which_resource_it_is_about() {
     let mut watched = Watched::start(Builder::new().window(SlowMemory::default()), Level::DEBUG);
     furnish(&mut watched.guest);
     watched.guest.map(77, 0);
-    let cursor = watched.guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+    let cursor = watched.guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
     watched.guest.wait_on(Lane::Cursor, cursor).ok();
     let collector = watched.end();
     let seen = collector.seen();
@@ -302,14 +302,14 @@ fn a_flood_of_errors_never_becomes_a_flood_of_warnings() {
         let bad = guest.queue(Lane::Control).add_misbehaving(how, &bytes, 408).expect("room");
         guest.publish(Lane::Control);
         drop(guest.wait(bad));
-        let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(99));
+        let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(99, (10, 20)));
         guest.wait_on(Lane::Cursor, cursor).expect_error(response::ERR_INVALID_SCANOUT_ID);
     }
     for _ in 0..20 {
         if guest.queue(Lane::Control).publish_raw_head(u16::MAX) {
             guest.kick(Lane::Control);
         }
-        let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+        let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
         guest.wait_on(Lane::Cursor, cursor).ok();
         guest.reset();
         guest.activate();

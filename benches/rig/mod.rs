@@ -35,7 +35,7 @@ impl Rig {
             memory: ram.space(),
             control: QueueSetup { queue: queue.device_queue(), kick: kick.try_clone().expect("a duplicate") },
             cursor: QueueSetup { queue: cursor.device_queue(), kick: event() },
-            interrupt: Box::new((move |_| signal(&line), || {})),
+            interrupt: Box::new((move |_| signal(&line), || {}, || {})),
         };
         device.activate(activation).wait().expect("a device").expect("queues that can be served");
         Self { device, queue, kick, interrupt, _cursor: cursor }

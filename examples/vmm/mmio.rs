@@ -45,6 +45,10 @@ impl Interrupt for Signals {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
+    fn config_changed(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
     fn needs_reset(&self) {
         self.needs_reset.store(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);

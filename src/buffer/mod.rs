@@ -64,6 +64,15 @@ impl HostBuffer {
         Self { file, kind: found.kind, len: found.len, access: found.access }
     }
 
+    /// The same buffer under a descriptor of its own.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        let Self { file, kind, len, access } = self;
+        Ok(Self { file: file.try_clone()?, kind: *kind, len: *len, access: *access })
+    }
+
     /// Closes the descriptor: at once where that is cheap, else on a worker of the ring, which the future waits for.
     pub(crate) fn close(self) -> Option<LocalFuture<()>> {
         (self.len >= CLOSE_ELSEWHERE).then(|| close_elsewhere(self.file))

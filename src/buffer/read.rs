@@ -37,6 +37,12 @@ pub enum ReadError {
         /// Its id.
         resource: u32,
     },
+    /// The resource is an image, or something that only the renderer knows.
+    #[error("resource {resource} is no blob")]
+    NotABlob {
+        /// Its id.
+        resource: u32,
+    },
     /// The range is no range, or ends behind what can be read: the blob, the pages that its file has now, or the guest
     /// memory behind it.
     #[error("bytes {start:#x}..{end:#x} of a blob of which {readable:#x} bytes can be read")]
@@ -322,9 +328,7 @@ impl HeldBuffer {
     /// The limit of descriptors, the device's or the process's.
     pub(crate) fn duplicate(&self, ledger: &std::rc::Rc<Ledger>) -> Result<Self, ReadError> {
         let fd = ledger.charge(Quota::Fds, if self.kind == BufferKind::DmaBuf { 2 } else { 1 })?;
-        let HostBuffer { file, kind, len, access } = &self.buffer;
-        let buffer = HostBuffer { file: file.try_clone()?, kind: *kind, len: *len, access: *access };
-        Ok(Self { buffer, fd })
+        Ok(Self { buffer: self.buffer.try_clone()?, fd })
     }
 }
 

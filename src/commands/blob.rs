@@ -1,4 +1,5 @@
-//! Blobs from creation to end: RESOURCE_CREATE_BLOB, MAP, UNMAP, UNREF, ATTACH_BACKING, DETACH_BACKING.
+//! Blobs from creation to end: RESOURCE_CREATE_BLOB, RESOURCE_MAP_BLOB, RESOURCE_UNMAP_BLOB; and the end of any resource,
+//! RESOURCE_UNREF.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -11,12 +12,12 @@ use crate::buffer::{HeldBuffer, HostBuffer};
 use crate::limits::{Charge, LimitReached, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::wire::{
-    BLOB_FLAG_CROSS_DEVICE, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, MAP_CACHE_CACHED,
-    MemEntry,
+    BLOB_FLAG_CROSS_DEVICE, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D,
+    BLOB_MEM_HOST3D_GUEST, MAP_CACHE_CACHED,
 };
 use crate::protocol::{CreateBlob, features};
 use crate::renderer::BlobRequest;
-use crate::resource::{Backing, Blob, GuestBlob, HostBlob, MapState, ResourceKey, Retired};
+use crate::resource::{Backing, GuestBlob, HostBlob, MapState, Memory, Rendered, ResourceKey, Retired};
 use crate::seams::{LocalFuture, Work};
 use crate::window::{Cleared, PlaceFailure, Placed};
 
@@ -26,7 +27,7 @@ const OFFERED: u64 = 1 << 63;
 /// The new resource, and for host memory the context whose object it is made of.
 pub(super) fn create_claims(context: u32, create: &CreateBlob) -> Claims {
     let mut claims: Claims = smallvec![Claim::Resource(create.resource), Claim::Mapping(create.resource)];
-    if create.memory == BLOB_MEM_HOST3D {
+    if create.memory != BLOB_MEM_GUEST {
         claims.push(Claim::Context(context));
     }
     claims
@@ -42,7 +43,8 @@ impl Gpu {
         match create.memory {
             BLOB_MEM_GUEST => self.create_guest_blob(&create, charge).map(Step::Done),
             BLOB_MEM_HOST3D => self.create_host_blob(context, create, charge),
-            _ => Err(Refusal::Parameter("blob_mem must be guest or host3d memory")),
+            BLOB_MEM_HOST3D_GUEST => self.create_shadowed_blob(context, &create, charge),
+            _ => Err(Refusal::Parameter("blob_mem is none of the three")),
         }
     }
 
@@ -64,8 +66,7 @@ impl Gpu {
             [] => None,
             entries => Some(Backing::new(entries, create.size, &*self.ram()?, &self.ledger)?),
         };
-        let blob = Blob::Guest(GuestBlob { size: create.size, backing });
-        self.resources.insert(create.resource, Resource { blob, contexts: smallvec![], charge });
+        self.insert(create.resource, Memory::Guest(GuestBlob { size: create.size, backing }), charge);
         Ok(Response::NoData)
     }
 
@@ -119,6 +120,34 @@ impl Gpu {
         })
     }
 
+    /// A host object of the renderer's that guest memory shadows: transfers copy between the two, and nothing is mapped.
+    fn create_shadowed_blob(&mut self, context: u32, create: &CreateBlob, charge: Charge) -> Result<Step, Refusal> {
+        if !self.negotiated(features::VIRGL) {
+            return Err(Refusal::NotNegotiated { feature: features::VIRGL });
+        }
+        let key = self.contexts.key(context).ok_or(Refusal::UnknownContext { id: context })?;
+        let CreateBlob { resource, flags, blob_id, size, .. } = *create;
+        let rendered = self.contexts.get(key).is_some_and(|context| context.is_rendered());
+        let renderer = self.renderer.clone().filter(|_| rendered);
+        let renderer = renderer.ok_or(Refusal::UnknownObject { blob_id })?;
+        let ram = self.ram()?;
+        let backing = match create.entries.as_slice() {
+            [] => None,
+            entries => Some(Backing::new(entries, size, &*ram, &self.ledger)?),
+        };
+        let shared = backing.as_ref().map(|backing| backing.share(&*ram));
+        self.making.insert(Made::Resource(resource));
+        let request = BlobRequest { context, resource, blob_id, size, flags };
+        let work = Work::Later(renderer.create_shadowed_blob(request, shared));
+        Step::after(work, self, move |gpu, created| {
+            gpu.making.remove(&Made::Resource(resource));
+            created?;
+            let blob = Rendered { id: resource, format: 0, width: 0, height: 0, backing };
+            gpu.insert(resource, Memory::Rendered(blob), charge);
+            Ok(Response::NoData)
+        })
+    }
+
     /// A buffer that the renderer has exported, where it is one and large enough.
     fn take_rendered(&mut self, create: &CreateBlob, file: OwnedFd, fd: Charge) -> Result<HeldBuffer, Refusal> {
         let buffer = HostBuffer::recognise(file).map_err(|(error, closing)| {
@@ -134,14 +163,14 @@ impl Gpu {
     }
 
     fn insert_host_blob(&mut self, create: &CreateBlob, buffer: HeldBuffer, charge: Charge, rendered: bool) {
-        let blob = Blob::Host(HostBlob {
+        let blob = Memory::Host(HostBlob {
             size: create.size,
             mappable: create.flags & BLOB_FLAG_MAPPABLE != 0,
             rendered,
             buffer: Rc::new(buffer),
             mapping: MapState::Unmapped,
         });
-        self.resources.insert(create.resource, Resource { blob, contexts: smallvec![], charge });
+        self.insert(create.resource, blob, charge);
     }
 
     /// Takes a buffer of the VMM's in, for a guest to make a blob of.
@@ -202,7 +231,7 @@ impl Gpu {
             Ok(placed) => (Some(placed), None),
             Err(failure) => (None, Some(failure)),
         };
-        if let Some(Blob::Host(blob)) = self.resources.get_mut(key).map(|resource| &mut resource.blob) {
+        if let Some(Memory::Host(blob)) = self.resources.get_mut(key).map(|resource| &mut resource.memory) {
             blob.mapping.end_map(placed);
         }
         let Some(failure) = failure else {
@@ -222,7 +251,7 @@ impl Gpu {
         let work = placed.clear();
         Step::after(work, self, move |gpu, cleared| {
             let filled = matches!(cleared, Cleared::Filled);
-            if let Some(Blob::Host(blob)) = gpu.resources.get_mut(key).map(|resource| &mut resource.blob) {
+            if let Some(Memory::Host(blob)) = gpu.resources.get_mut(key).map(|resource| &mut resource.memory) {
                 blob.mapping.end_unmap(filled);
             }
             gpu.counters.unmaps.bump();
@@ -246,8 +275,8 @@ fn host_blob(
 ) -> Result<(ResourceKey, &mut HostBlob), Refusal> {
     let unknown = Refusal::UnknownResource { id };
     let key = resources.key(id).ok_or(unknown)?;
-    match resources.get_mut(key).map(|resource| &mut resource.blob) {
-        Some(Blob::Host(blob)) => Ok((key, blob)),
+    match resources.get_mut(key).map(|resource| &mut resource.memory) {
+        Some(Memory::Host(blob)) => Ok((key, blob)),
         _ => Err(Refusal::Parameter("only blobs of host memory are mapped into the window")),
     }
 }
@@ -266,7 +295,11 @@ impl Gpu {
                 context.resources.remove(&key);
             }
         }
-        if matches!(&resource.blob, Blob::Host(blob) if blob.rendered) {
+        self.scanouts.forget(key);
+        if let Some(uuid) = resource.uuid {
+            self.exports.remove(&uuid);
+        }
+        if resource.memory.is_rendered() {
             self.forget_rendered(id);
         }
         let work = resource.retire();
@@ -274,7 +307,11 @@ impl Gpu {
     }
 
     fn retired(&mut self, retired: Retired) -> Result<Response, Refusal> {
-        if retired.quarantined { Err(self.quarantined(retired.rest)) } else { Ok(Response::NoData) }
+        if retired.quarantined {
+            return Err(self.quarantined(retired.rest));
+        }
+        self.outbox.chores.extend(retired.rest);
+        Ok(Response::NoData)
     }
 
     pub(super) fn forget_rendered(&mut self, resource: u32) {
@@ -288,11 +325,13 @@ impl Gpu {
     pub(crate) fn release_all(&mut self) -> Vec<LocalFuture<Retired>> {
         let offered = std::mem::take(&mut self.offered);
         self.outbox.chores.extend(offered.into_values().filter_map(HeldBuffer::close));
-        self.ram = None;
         self.features = 0;
+        self.scanouts.reset();
+        self.exports.clear();
+        self.events.reset();
         self.destroy_contexts();
-        let rendered = |resource: &Resource| matches!(&resource.blob, Blob::Host(blob) if blob.rendered);
-        let rendered: Vec<u32> = self.resources.iter().filter(|(_, row)| rendered(row)).map(|(id, _)| id).collect();
+        let rendered = self.resources.iter().filter(|(_, row)| row.memory.is_rendered());
+        let rendered: Vec<u32> = rendered.map(|(id, _)| id).collect();
         rendered.into_iter().for_each(|id| self.forget_rendered(id));
         let resources: Vec<Resource> = self.resources.drain().collect();
         let mut going_on = Vec::new();
@@ -309,37 +348,6 @@ impl Gpu {
     pub(crate) fn released(&mut self, retired: Retired) {
         if let Err(refusal) = self.retired(retired) {
             warn_limited!(%refusal, "a mapping outlives the reset");
-        }
-    }
-}
-
-/// The resource's backing; its mapping is another matter.
-pub(super) fn backing_claims(resource: u32) -> Claims {
-    smallvec![Claim::Resource(resource)]
-}
-
-impl Gpu {
-    pub(super) fn attach_backing(&mut self, id: u32, entries: &[MemEntry]) -> Result<Response, Refusal> {
-        let ram = self.ram()?;
-        let ledger = Rc::clone(&self.ledger);
-        let blob = self.guest_blob(id)?;
-        if blob.backing.is_some() {
-            return Err(Refusal::Parameter("the resource has backing already"));
-        }
-        blob.backing = Some(Backing::new(entries, blob.size, &*ram, &ledger)?);
-        Ok(Response::NoData)
-    }
-
-    pub(super) fn detach_backing(&mut self, id: u32) -> Result<Response, Refusal> {
-        let detached = self.guest_blob(id)?.backing.take();
-        detached.map(|_| Response::NoData).ok_or(Refusal::Parameter("the resource has no backing"))
-    }
-
-    fn guest_blob(&mut self, id: u32) -> Result<&mut GuestBlob, Refusal> {
-        match self.resources.by_id_mut(id).map(|resource| &mut resource.blob) {
-            None => Err(Refusal::UnknownResource { id }),
-            Some(Blob::Guest(blob)) => Ok(blob),
-            Some(Blob::Host(_)) => Err(Refusal::Parameter("a blob of host memory has no backing")),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::cross_domain::Event;
 use crate::limits::Quota;
 use crate::observe::warn_limited;
 use crate::protocol::cross_domain::{Identifier, id_type, receive};
-use crate::resource::Blob;
+use crate::resource::Memory;
 
 impl Gpu {
     /// Takes an event of a channel. What comes for a context that is gone is closed.
@@ -60,8 +60,8 @@ impl Gpu {
         let Some(row) = self.contexts.get_mut(key) else { return false };
         let ring = row.cross_domain().and_then(|context| context.ring());
         let Some(ring) = ring.filter(|ring| row.resources.contains(ring)) else { return false };
-        match self.resources.get(ring).map(|resource| &resource.blob) {
-            Some(Blob::Guest(blob)) => blob.backing.as_ref().is_some_and(|backing| backing.write(&*ram, message)),
+        match self.resources.get(ring).map(|resource| &resource.memory) {
+            Some(Memory::Guest(blob)) => blob.backing.as_ref().is_some_and(|backing| backing.write(&*ram, message)),
             _ => false,
         }
     }

@@ -15,7 +15,7 @@ use crate::protocol::features;
 use crate::protocol::wire::command_type::SUBMIT_3D;
 use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
 use crate::renderer::Fence;
-use crate::resource::{Blob, ResourceKey};
+use crate::resource::{Memory, ResourceKey};
 use crate::seams::Work;
 
 slotmap::new_key_type! {
@@ -233,7 +233,7 @@ impl Gpu {
             StreamCommand::Init { query_ring, channel_ring, channel_type } => {
                 let ring = |id: u32| {
                     let key = resources.key(id).filter(|key| attached.contains(key))?;
-                    let Blob::Guest(blob) = &resources.get(key)?.blob else { return None };
+                    let Memory::Guest(blob) = &resources.get(key)?.memory else { return None };
                     (blob.len() >= MIN_RING_LEN).then_some((key, blob.len()))
                 };
                 let rings = Rings { query: query_ring, channel: channel_ring, channel_type };
@@ -247,7 +247,7 @@ impl Gpu {
             StreamCommand::Send { blobs, data } => {
                 let buffer = |id: u32| -> Option<Rc<HeldBuffer>> {
                     let key = resources.key(id).filter(|key| attached.contains(key))?;
-                    let Blob::Host(blob) = &resources.get(key)?.blob else { return None };
+                    let Memory::Host(blob) = &resources.get(key)?.memory else { return None };
                     Some(Rc::clone(&blob.buffer))
                 };
                 let find = |id: &u32| buffer(*id).ok_or(ContextError::NotSendable { id: *id });

@@ -4,26 +4,36 @@
 mod blob;
 mod channel;
 mod context;
+mod cursor;
+mod export;
+mod flush;
+mod image;
 mod query;
 mod read;
 mod refusal;
+mod rendered;
 mod scanout;
+mod turns;
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 pub(crate) use context::ContextKey;
+pub use export::{Exported, ExportedMemory};
 pub(crate) use query::capset_count;
 pub(crate) use refusal::Refusal;
-pub(crate) use scanout::COUNT as SCANOUTS;
+pub(crate) use turns::Turns;
 
 use crate::buffer::HeldBuffer;
 use crate::buffer::read::Reads;
 use crate::cross_domain::{Channel, HostSockets};
+use crate::display::Scanouts;
 use crate::limits::{Ledger, Limits};
 use crate::observe::LiveCounters;
+use crate::protocol::config::LiveConfig;
 use crate::protocol::wire::Header;
 use crate::protocol::{Command, ErrorCode, Response, features};
 use crate::renderer::{Capset, RendererThread};
@@ -46,6 +56,8 @@ pub(crate) enum Claim {
     Mapping(u32),
     /// A context: its existence, what is attached to it, the order of its streams.
     Context(u32),
+    /// What a scanout shows.
+    Scanout(u32),
 }
 
 /// The claims of one command, all different.
@@ -64,10 +76,12 @@ pub(crate) enum Step {
     Done(Response),
     /// It is done when the future is, and then booked by what the future yields.
     Later(LocalFuture<Finish>),
+    /// It is done and holds up nobody, and is answered when the future is ready.
+    Until(LocalFuture<()>, Response),
 }
 
-/// Books the outcome of work that has ended, and answers.
-pub(crate) type Finish = Box<dyn FnOnce(&mut Gpu) -> Result<Response, Refusal>>;
+/// Books the outcome of work that has ended, and answers or goes on.
+pub(crate) type Finish = Box<dyn FnOnce(&mut Gpu) -> Result<Step, Refusal>>;
 
 impl Step {
     /// Goes on in `work`; `finish` books its outcome.
@@ -76,8 +90,17 @@ impl Step {
         gpu: &mut Gpu,
         finish: impl FnOnce(&mut Gpu, T) -> Result<Response, Refusal> + 'static,
     ) -> Result<Self, Refusal> {
+        Self::and_then(work, gpu, |gpu, outcome| finish(gpu, outcome).map(Self::Done))
+    }
+
+    /// Goes on in `work`; `finish` books its outcome, and says how to go on.
+    fn and_then<T: 'static>(
+        work: Work<T>,
+        gpu: &mut Gpu,
+        finish: impl FnOnce(&mut Gpu, T) -> Result<Self, Refusal> + 'static,
+    ) -> Result<Self, Refusal> {
         match work {
-            Work::Done(outcome) => finish(gpu, outcome).map(Self::Done),
+            Work::Done(outcome) => finish(gpu, outcome),
             Work::Later(future) => Ok(Self::Later(Box::pin(async move {
                 let outcome = future.await;
                 Box::new(move |gpu: &mut Gpu| finish(gpu, outcome)) as Finish
@@ -103,6 +126,13 @@ pub(crate) struct Gpu {
     last_offer: u64,
     /// What the VMM is reading of blobs.
     reads: Reads,
+    scanouts: Scanouts<ResourceKey>,
+    /// Resources by the names that they are exported under.
+    exports: HashMap<[u8; 16], ResourceKey>,
+    events: Arc<LiveConfig>,
+    pub(crate) turns: Turns,
+    /// For pixels on their way to a display.
+    scratch: Vec<u8>,
     hosts: HostSockets,
     renderer: Option<RendererThread>,
     /// What the renderer has been asked to make and has not made yet.
@@ -111,7 +141,7 @@ pub(crate) struct Gpu {
     alignment: u64,
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
-    pub(crate) counters: std::sync::Arc<LiveCounters>,
+    pub(crate) counters: Arc<LiveCounters>,
     /// What the driver has acknowledged.
     pub(crate) features: u64,
     ram: Option<Rc<dyn GuestRam>>,
@@ -141,9 +171,11 @@ pub(crate) struct Parts {
     pub(crate) renderer: Option<RendererThread>,
     pub(crate) capsets: Vec<Capset>,
     pub(crate) alignment: u64,
+    pub(crate) scanouts: Scanouts<ResourceKey>,
+    pub(crate) events: Arc<LiveConfig>,
     pub(crate) limits: Limits,
     pub(crate) ledger: Rc<Ledger>,
-    pub(crate) counters: std::sync::Arc<LiveCounters>,
+    pub(crate) counters: Arc<LiveCounters>,
 }
 
 /// The claims of a command; each family states them beside what it does.
@@ -151,17 +183,24 @@ pub(crate) fn claims(header: &Header, command: &Command) -> Claims {
     let context = header.ctx_id.get();
     match command {
         Command::GetDisplayInfo
+        | Command::GetEdid { .. }
         | Command::GetCapsetInfo { .. }
         | Command::GetCapset { .. }
-        | Command::SetScanout { .. }
-        | Command::Cursor(_) => Claims::new(),
-        Command::AttachBacking { resource, .. } | Command::DetachBacking { resource } => {
-            blob::backing_claims(*resource)
-        }
+        | Command::UpdateCursor(_)
+        | Command::MoveCursor(_) => Claims::new(),
+        Command::AttachBacking { resource, .. } | Command::DetachBacking { resource } => image::claims(*resource),
+        Command::Create2d(create) => image::claims(create.resource_id.get()),
+        Command::TransferToHost2d(transfer) => image::claims(transfer.resource_id.get()),
+        Command::Flush(flush) => image::claims(flush.resource_id.get()),
+        Command::SetScanout(set) => scanout::claims(set.scanout_id.get(), set.resource_id.get()),
+        Command::SetScanoutBlob(set) => scanout::claims(set.scanout_id.get(), set.resource_id.get()),
+        Command::AssignUuid { resource } => image::claims(*resource),
         Command::CreateBlob(create) => blob::create_claims(context, create),
         Command::MapBlob(map) => blob::map_claims(map.resource),
         Command::UnmapBlob { resource } => blob::map_claims(*resource),
         Command::Unref { resource } => blob::unref_claims(*resource),
+        Command::Create3d(create) => rendered::create_claims(create.resource_id.get()),
+        Command::Transfer3d(transfer, _) => rendered::transfer_claims(context, transfer.resource_id.get()),
         Command::CtxCreate { .. } | Command::CtxDestroy | Command::Submit { .. } => context::claims(context),
         Command::CtxAttach { resource } | Command::CtxDetach { resource } => context::attach_claims(context, *resource),
     }
@@ -169,7 +208,7 @@ pub(crate) fn claims(header: &Header, command: &Command) -> Claims {
 
 impl Gpu {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { window, hosts, renderer, capsets, alignment, limits, ledger, counters } = parts;
+        let Parts { window, hosts, renderer, capsets, alignment, scanouts, events, limits, ledger, counters } = parts;
         Self {
             resources: Table::default(),
             contexts: Table::default(),
@@ -177,6 +216,11 @@ impl Gpu {
             offered: HashMap::new(),
             last_offer: 0,
             reads: Reads::new(limits.deadline),
+            scanouts,
+            exports: HashMap::new(),
+            events,
+            turns: Turns::default(),
+            scratch: Vec::new(),
             hosts,
             renderer,
             making: HashSet::new(),
@@ -205,6 +249,13 @@ impl Gpu {
         self.ram.clone().ok_or(Refusal::Inactive)
     }
 
+    /// The resource under a guest's id.
+    fn resource(&self, id: u32) -> Result<(ResourceKey, &Resource), Refusal> {
+        let unknown = Refusal::UnknownResource { id };
+        let key = self.resources.key(id).ok_or(Refusal::UnknownResource { id })?;
+        self.resources.get(key).map(|resource| (key, resource)).ok_or(unknown)
+    }
+
     /// Begins a command whose claims are free.
     ///
     /// # Errors
@@ -213,13 +264,22 @@ impl Gpu {
         self.check_timeline(header, &command)?;
         let context = header.ctx_id.get();
         match command {
-            Command::GetDisplayInfo => Ok(Step::Done(query::display_info())),
+            Command::GetDisplayInfo => Ok(Step::Done(self.display_info())),
+            Command::GetEdid { scanout } => self.edid(scanout).map(Step::Done),
             Command::GetCapsetInfo { index } => self.capset_info(index).map(Step::Done),
             Command::GetCapset { id, version } => self.capset(id, version).map(Step::Done),
-            Command::SetScanout { scanout, resource } => self.set_scanout(scanout, resource).map(Step::Done),
-            Command::Cursor(cursor) => self.cursor(cursor).map(Step::Done),
-            Command::AttachBacking { resource, entries } => self.attach_backing(resource, &entries).map(Step::Done),
-            Command::DetachBacking { resource } => self.detach_backing(resource).map(Step::Done),
+            Command::UpdateCursor(cursor) => self.update_cursor(&cursor),
+            Command::MoveCursor(cursor) => self.move_cursor(&cursor).map(Step::Done),
+            Command::SetScanout(set) => self.set_scanout(&set).map(Step::Done),
+            Command::SetScanoutBlob(set) => self.set_scanout_blob(&set).map(Step::Done),
+            Command::Flush(flush) => self.flush(&flush),
+            Command::Create2d(create) => self.create_2d(&create).map(Step::Done),
+            Command::TransferToHost2d(transfer) => self.transfer_to_host_2d(&transfer),
+            Command::AttachBacking { resource, entries } => self.attach_backing(resource, &entries),
+            Command::DetachBacking { resource } => self.detach_backing(resource),
+            Command::AssignUuid { resource } => self.assign_uuid(resource).map(Step::Done),
+            Command::Create3d(create) => self.create_3d(&create),
+            Command::Transfer3d(transfer, direction) => self.transfer_3d(context, &transfer, direction),
             Command::CreateBlob(create) => self.create_blob(context, create),
             Command::MapBlob(map) => self.map_blob(map.resource, map.offset),
             Command::UnmapBlob { resource } => self.unmap_blob(resource),

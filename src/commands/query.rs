@@ -1,10 +1,10 @@
-//! Commands that only ask: GET_DISPLAY_INFO, GET_CAPSET_INFO, GET_CAPSET. They claim nothing.
+//! Commands that only ask: GET_DISPLAY_INFO, GET_EDID, GET_CAPSET_INFO, GET_CAPSET. They claim nothing.
 
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::{Gpu, Refusal, Response};
 use crate::cross_domain;
-use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, DisplayOne, MAX_SCANOUTS};
+use crate::protocol::wire::CAPSET_CROSS_DOMAIN;
 
 /// Version of the cross-domain capability set.
 const CROSS_DOMAIN_VERSION: u32 = 1;
@@ -15,12 +15,16 @@ pub(crate) fn capset_count(rendered: usize) -> u32 {
     rendered as u32 + 1
 }
 
-/// No display is connected to any scanout.
-pub(super) fn display_info() -> Response {
-    Response::DisplayInfo(Box::new([DisplayOne::new_zeroed(); MAX_SCANOUTS]))
-}
-
 impl Gpu {
+    pub(super) fn display_info(&self) -> Response {
+        self.events.displays_read();
+        Response::DisplayInfo(self.scanouts.info())
+    }
+
+    pub(super) fn edid(&self, scanout: u32) -> Result<Response, Refusal> {
+        self.scanouts.edid(scanout).map(Response::Edid).ok_or(Refusal::UnknownScanout { id: scanout })
+    }
+
     pub(super) fn capset_info(&self, index: u32) -> Result<Response, Refusal> {
         let index = index as usize;
         if index == self.capsets.len() {

@@ -1,8 +1,9 @@
 //! Why a command is answered with an error: the reason in words for the log, and the specification's code for the guest.
 
 use super::ErrorCode;
-use crate::buffer::{BufferError, BufferKind};
+use crate::buffer::{BufferError, BufferKind, ReadError};
 use crate::cross_domain::ContextError;
+use crate::display::ViewError;
 use crate::limits::LimitReached;
 use crate::protocol::DecodeError;
 use crate::protocol::cross_domain::StreamError;
@@ -46,6 +47,10 @@ pub(crate) enum Refusal {
     ItemLimit,
     #[error("there is no host-visible window")]
     NoWindow,
+    #[error("there is no renderer")]
+    NoRenderer,
+    #[error("the host has no {bytes} bytes of memory")]
+    NoMemory { bytes: u64 },
     #[error("the mapping could not be taken back")]
     Quarantined,
     #[error(transparent)]
@@ -64,6 +69,16 @@ pub(crate) enum Refusal {
     Renderer(#[from] RendererError),
     #[error(transparent)]
     Buffer(#[from] BufferError),
+    #[error(transparent)]
+    View(#[from] ViewError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Self::Read(error.into())
+    }
 }
 
 impl Refusal {
@@ -75,6 +90,7 @@ impl Refusal {
             | Self::WrongQueue
             | Self::Inactive
             | Self::NoWindow
+            | Self::NoRenderer
             | Self::Quarantined
             | Self::Buffer(_) => ErrorCode::Unspec,
             Self::ResponseSpace { .. }
@@ -83,11 +99,16 @@ impl Refusal {
             | Self::UnknownObject { .. }
             | Self::Oversize { .. }
             | Self::State(_)
+            | Self::View(_)
             | Self::Stream(_) => ErrorCode::InvalidParameter,
             Self::UnknownResource { .. } | Self::ResourceId { .. } => ErrorCode::InvalidResourceId,
             Self::UnknownContext { .. } | Self::ContextId { .. } => ErrorCode::InvalidContextId,
             Self::UnknownScanout { .. } => ErrorCode::InvalidScanoutId,
-            Self::Limit(_) | Self::ItemLimit => ErrorCode::OutOfMemory,
+            Self::Limit(_) | Self::ItemLimit | Self::NoMemory { .. } => ErrorCode::OutOfMemory,
+            Self::Read(ReadError::Limit { .. }) => ErrorCode::OutOfMemory,
+            Self::Read(ReadError::Io(error)) if exhausted(error) => ErrorCode::OutOfMemory,
+            Self::Read(ReadError::OutOfRange { .. }) => ErrorCode::InvalidParameter,
+            Self::Read(_) => ErrorCode::Unspec,
             Self::Backing(BackingError::Limit(_)) => ErrorCode::OutOfMemory,
             Self::Backing(_) => ErrorCode::InvalidParameter,
             Self::Map(error) => map_code(error),

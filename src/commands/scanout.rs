@@ -1,30 +1,116 @@
-//! Scanouts and their cursors. The one scanout has no display behind it: it can be switched off and its cursor moved
-//! and hidden, and anything that would need pixels is refused.
+//! What is shown where: SET_SCANOUT and SET_SCANOUT_BLOB, and the displays that a VMM connects, changes and disconnects.
 
-use super::{Gpu, Refusal, Response};
-use crate::protocol::command::CursorMove;
+use std::os::fd::{AsFd, BorrowedFd};
 
-/// Scanouts in the configuration space; the specification wants at least one.
-pub(crate) const COUNT: u32 = 1;
+use smallvec::smallvec;
+
+use super::{Claim, Claims, Gpu, Refusal, Response, Step};
+use crate::buffer::BufferKind;
+use crate::display::{ConnectError, Monitor, View, area};
+use crate::protocol::wire::{SetScanout, SetScanoutBlob};
+use crate::resource::{Memory, Resource};
+use crate::seams::{Area, Display};
+
+/// The scanout, and the resource that it shows.
+pub(super) fn claims(scanout: u32, resource: u32) -> Claims {
+    let mut claims: Claims = smallvec![Claim::Scanout(scanout)];
+    if resource != 0 {
+        claims.push(Claim::Resource(resource));
+    }
+    claims
+}
+
+/// The dma-buf that a resource is.
+fn dma_buf<C: slotmap::Key>(resource: &Resource<C>) -> Option<BorrowedFd<'_>> {
+    match &resource.memory {
+        Memory::Host(blob) if blob.buffer.kind() == BufferKind::DmaBuf => Some(blob.buffer.as_fd()),
+        _ => None,
+    }
+}
 
 impl Gpu {
-    pub(super) fn set_scanout(&self, scanout: u32, resource: u32) -> Result<Response, Refusal> {
-        self.show(scanout, resource)
+    pub(super) fn set_scanout(&mut self, set: &SetScanout) -> Result<Response, Refusal> {
+        let Some((scanout, resource)) = self.what_to_show(set.scanout_id.get(), set.resource_id.get())? else {
+            return Ok(Response::NoData);
+        };
+        let (key, resource) = self.resource(resource)?;
+        let shown = area(&set.rect);
+        let view = match &resource.memory {
+            Memory::Image(image) => View::packed(image.format, image.width, image.height, shown)?,
+            Memory::Rendered(rendered) => rendered.view(shown)?,
+            Memory::Guest(_) | Memory::Host(_) => return Err(Refusal::Parameter("a blob has no format of its own")),
+        };
+        self.scanouts.show(scanout, key, view, None);
+        Ok(Response::NoData)
     }
 
-    pub(super) fn cursor(&self, cursor: CursorMove) -> Result<Response, Refusal> {
-        self.show(cursor.scanout, cursor.image.unwrap_or(0))
+    pub(super) fn set_scanout_blob(&mut self, set: &SetScanoutBlob) -> Result<Response, Refusal> {
+        let Some((scanout, resource)) = self.what_to_show(set.scanout_id.get(), set.resource_id.get())? else {
+            return Ok(Response::NoData);
+        };
+        let key = self.resources.key(resource).ok_or(Refusal::UnknownResource { id: resource })?;
+        let Some(resource) = self.resources.get(key) else { return Err(Refusal::UnknownResource { id: resource }) };
+        let size = match &resource.memory {
+            Memory::Guest(blob) => blob.size,
+            Memory::Host(blob) => blob.size.min(blob.buffer.len()),
+            Memory::Image(_) | Memory::Rendered(_) => return Err(Refusal::Parameter("the resource is no blob")),
+        };
+        let (view, buffer) = (View::of_blob(set, size)?, dma_buf(resource));
+        if !view.is_plain() && buffer.is_none() {
+            return Err(Refusal::Parameter("a picture of several planes must lie in a dma-buf"));
+        }
+        self.scanouts.show(scanout, key, view, buffer);
+        Ok(Response::NoData)
     }
 
-    /// Resource 0 shows nothing, which is all that blobs without a format can be asked for here.
-    fn show(&self, scanout: u32, resource: u32) -> Result<Response, Refusal> {
-        if scanout >= COUNT {
+    /// What both commands have in common: the scanout must exist; resource 0 switches it off, and nothing is left to do.
+    fn what_to_show(&mut self, scanout: u32, resource: u32) -> Result<Option<(u32, u32)>, Refusal> {
+        if !self.scanouts.has(scanout) {
             return Err(Refusal::UnknownScanout { id: scanout });
         }
-        match (resource, self.resources.key(resource)) {
-            (0, _) => Ok(Response::NoData),
-            (id, None) => Err(Refusal::UnknownResource { id }),
-            (_, Some(_)) => Err(Refusal::Parameter("a blob without a format cannot be shown")),
+        if resource == 0 {
+            self.scanouts.hide(scanout);
+            return Ok(None);
         }
+        Ok(Some((scanout, resource)))
+    }
+}
+
+impl Gpu {
+    /// Connects a display in place of what was connected. It is shown what its scanout shows: the step says when.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) fn connect(
+        &mut self,
+        scanout: u32,
+        monitor: Monitor,
+        display: Box<dyn Display>,
+    ) -> Result<Option<Step>, ConnectError> {
+        self.scanouts.connect(scanout, monitor, display)?;
+        let Some(showing) = self.scanouts.showing(scanout) else { return Ok(None) };
+        let (key, View { width, height, .. }) = (showing.resource, showing.view);
+        let Some(resource) = self.resources.get(key) else { return Ok(None) };
+        self.scanouts.attach(scanout, dma_buf(resource));
+        self.scanouts.tell_cursor(scanout);
+        let whole = Area { x: 0, y: 0, width, height };
+        // A picture that cannot be drawn now is drawn when the guest flushes it.
+        Ok(self.flush_to(key, whole, Some(scanout)).ok())
+    }
+
+    /// A display is another one to the guest from now on.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) fn change_monitor(&mut self, scanout: u32, monitor: Monitor) -> Result<(), ConnectError> {
+        self.scanouts.change(scanout, monitor)
+    }
+
+    /// Disconnects and drops a display; false where there was none.
+    ///
+    /// # Errors
+    /// There is no such scanout.
+    pub(crate) fn disconnect(&mut self, scanout: u32) -> Result<bool, ConnectError> {
+        self.scanouts.disconnect(scanout)
     }
 }

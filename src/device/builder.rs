@@ -12,14 +12,18 @@ use vm_memory::GuestAddressSpace;
 
 use super::lifecycle::Setup;
 use super::{Device, DeviceTask, Shared};
-use crate::commands::{SCANOUTS, capset_count};
+use crate::commands::capset_count;
 use crate::cross_domain::HostSockets;
+use crate::display::{ConnectError, Monitor, Scanouts};
 use crate::limits::Limits;
 use crate::observe::{LiveCounters, error_limited};
-use crate::protocol::config::Config;
+use crate::protocol::config::LiveConfig;
 use crate::protocol::cross_domain::ChannelType;
+use crate::protocol::features::offer_without;
+use crate::protocol::wire::MAX_SCANOUTS;
 use crate::renderer::{Renderer, RendererFactory, RendererThread};
-use crate::seams::SharedMemory;
+use crate::resource::ResourceKey;
+use crate::seams::{Display, SharedMemory};
 use crate::sys::ring;
 use crate::window::ReadOnlyPolicy;
 
@@ -35,6 +39,15 @@ pub enum BuildError {
         /// The host's page, in bytes.
         page: u64,
     },
+    /// A device has one scanout at least and sixteen at most.
+    #[error("{scanouts} scanouts where 1 to 16 are possible")]
+    Scanouts {
+        /// What was asked for.
+        scanouts: u32,
+    },
+    /// A display cannot be connected.
+    #[error(transparent)]
+    Display(#[from] ConnectError),
     /// The renderer or a thread did not start.
     #[error("cannot start: {0}")]
     Start(#[from] io::Error),
@@ -50,6 +63,9 @@ pub struct Builder {
     alignment: Option<u64>,
     hosts: HostSockets,
     renderer: Option<RendererFactory>,
+    scanouts: Option<u32>,
+    displays: Vec<(u32, Monitor, Box<dyn Display>)>,
+    withheld: u64,
 }
 
 impl fmt::Debug for Builder {
@@ -62,7 +78,7 @@ impl fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// A device without window, host sockets or renderer, with the default limits.
+    /// A device without window, displays, host sockets or renderer, with the default limits.
     pub fn new() -> Self {
         Self::default()
     }
@@ -97,6 +113,26 @@ impl Builder {
         self
     }
 
+    /// How many scanouts the device has, from 1 to 16: a driver learns of the number once, when it starts. As many as
+    /// [`display`](Self::display) needs where it is not stated.
+    pub fn scanouts(mut self, scanouts: u32) -> Self {
+        self.scanouts = Some(scanouts);
+        self
+    }
+
+    /// Connects a display to a scanout from the start. [`Device::connect`] does so later.
+    pub fn display(mut self, scanout: u32, monitor: Monitor, display: impl Display) -> Self {
+        self.displays.push((scanout, monitor, Box::new(display)));
+        self
+    }
+
+    /// Feature bits (of [`features`](crate::protocol::features)) not to offer; what builds on them is not offered either. Without
+    /// VIRGL there are no contexts, and Linux keeps what it shows in blobs of its own.
+    pub fn withhold(mut self, features: u64) -> Self {
+        self.withheld = features;
+        self
+    }
+
     /// The renderer for contexts of its capability sets. `factory` is called on the renderer's own thread, and building
     /// the device waits for it.
     pub fn renderer<R: Renderer + 'static>(mut self, factory: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
@@ -108,22 +144,23 @@ impl Builder {
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn build<M: GuestAddressSpace>(self) -> Result<(Device<M>, DeviceTask<M>), BuildError> {
+    pub fn build<M: GuestAddressSpace>(mut self) -> Result<(Device<M>, DeviceTask<M>), BuildError> {
         let page = rustix::param::page_size() as u64;
         let alignment = self.alignment.unwrap_or(page);
         if !alignment.is_power_of_two() || !(page..=1 << 31).contains(&alignment) {
             return Err(BuildError::Alignment { alignment, page });
         }
+        let scanouts = self.connected()?;
         let renderer = self.renderer.map(RendererThread::start).transpose()?;
-        let config = Config {
-            events_read: 0.into(),
-            events_clear: 0.into(),
-            num_scanouts: SCANOUTS.into(),
-            num_capsets: capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len())).into(),
-            blob_alignment: (alignment as u32).into(),
-        };
+        let capsets = capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len()));
+        let config = Arc::new(LiveConfig::new(scanouts.count(), capsets, alignment as u32));
         let counters = Arc::new(LiveCounters::default());
-        let shared = Arc::new(Shared { config, counters: Arc::clone(&counters), features: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            config: Arc::clone(&config),
+            counters: Arc::clone(&counters),
+            offered: offer_without(self.withheld),
+            features: AtomicU64::new(0),
+        });
         let (sender, control) = unbounded_channel();
         let setup = Setup {
             limits: self.limits,
@@ -132,10 +169,26 @@ impl Builder {
             alignment,
             hosts: self.hosts,
             renderer,
+            scanouts,
+            config,
             counters,
             nudge: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
         };
         Ok((Device { control: Some(sender), shared, thread: None }, DeviceTask { setup, control }))
+    }
+
+    /// The scanouts with what is connected to them from the start.
+    fn connected(&mut self) -> Result<Scanouts<ResourceKey>, BuildError> {
+        let highest = self.displays.iter().map(|(scanout, ..)| scanout.saturating_add(1)).max();
+        let count = self.scanouts.or(highest).unwrap_or(1);
+        if !(1..=MAX_SCANOUTS as u32).contains(&count) {
+            return Err(BuildError::Scanouts { scanouts: count });
+        }
+        let mut scanouts = Scanouts::new(count);
+        for (scanout, monitor, display) in self.displays.drain(..) {
+            scanouts.connect(scanout, monitor, display)?;
+        }
+        Ok(scanouts)
     }
 
     /// Makes the device and gives it a thread of its own, which ends with the handle.

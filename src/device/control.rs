@@ -9,6 +9,10 @@ use tokio::sync::oneshot;
 use super::{Activation, BlobId};
 use crate::buffer::read::Span;
 use crate::buffer::{HostBuffer, ReadError};
+use crate::commands::Exported;
+use crate::display::{ConnectError, Monitor};
+use crate::pipeline::{PauseError, Paused};
+use crate::seams::Display;
 
 /// The device's task has ended, so that nobody can reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -52,12 +56,57 @@ pub(super) type Answer<T> = oneshot::Sender<T>;
 
 /// What a VMM can ask of its device.
 pub(super) enum Control<M> {
-    Activate { activation: Box<Activation<M>>, features: u64, reply: Answer<Result<(), ActivateError>> },
-    Reset { reply: Answer<()> },
-    Offer { buffer: HostBuffer, reply: Answer<Result<BlobId, OfferError>> },
-    Read { resource: u32, span: Span, reply: Answer<Result<Vec<u8>, ReadError>> },
-    Withdraw { id: BlobId, reply: Answer<bool> },
-    Stop { reply: Answer<()> },
+    Activate {
+        activation: Box<Activation<M>>,
+        features: u64,
+        reply: Answer<Result<(), ActivateError>>,
+    },
+    Reset {
+        reply: Answer<()>,
+    },
+    Offer {
+        buffer: HostBuffer,
+        reply: Answer<Result<BlobId, OfferError>>,
+    },
+    Read {
+        resource: u32,
+        span: Span,
+        reply: Answer<Result<Vec<u8>, ReadError>>,
+    },
+    Withdraw {
+        id: BlobId,
+        reply: Answer<bool>,
+    },
+    Exported {
+        uuid: [u8; 16],
+        reply: Answer<Result<Option<Exported>, ReadError>>,
+    },
+    Connect {
+        scanout: u32,
+        monitor: Box<Monitor>,
+        display: Box<dyn Display>,
+        reply: Answer<Result<(), ConnectError>>,
+    },
+    Change {
+        scanout: u32,
+        monitor: Box<Monitor>,
+        reply: Answer<Result<(), ConnectError>>,
+    },
+    Disconnect {
+        scanout: u32,
+        reply: Answer<Result<bool, ConnectError>>,
+    },
+    /// The configuration space has changed by the driver's own hand.
+    Notify,
+    Pause {
+        reply: Answer<Result<Paused, PauseError>>,
+    },
+    Resume {
+        reply: Answer<()>,
+    },
+    Stop {
+        reply: Answer<()>,
+    },
 }
 
 /// A reply on its way. Await it, or [`wait`](Self::wait) for it on a thread that may block.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -16,12 +17,15 @@ use super::{Activation, BlobId, QUEUE_SIZES, QueueSetup};
 use crate::buffer::read::Read;
 use crate::commands::{Gpu, Parts};
 use crate::cross_domain::HostSockets;
+use crate::display::Scanouts;
 use crate::limits::{Ledger, Limits};
 use crate::observe::LiveCounters;
 use crate::pipeline::{Active, Pipeline, ReadEnd, Source};
+use crate::protocol::config::LiveConfig;
 use crate::protocol::features::EVENT_IDX;
 use crate::queue::Ring;
 use crate::renderer::{Capset, RendererEnd, RendererThread};
+use crate::resource::ResourceKey;
 use crate::seams::SharedMemory;
 use crate::sys::ring::Nudge;
 use crate::window::{ReadOnlyPolicy, Window};
@@ -34,7 +38,9 @@ pub(super) struct Setup {
     pub(super) alignment: u64,
     pub(super) hosts: HostSockets,
     pub(super) renderer: Option<(RendererThread, Vec<Capset>, RendererEnd)>,
-    pub(super) counters: std::sync::Arc<LiveCounters>,
+    pub(super) scanouts: Scanouts<ResourceKey>,
+    pub(super) config: Arc<LiveConfig>,
+    pub(super) counters: Arc<LiveCounters>,
     /// An eventfd for the task's own use.
     pub(super) nudge: OwnedFd,
 }
@@ -60,40 +66,26 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
     /// The runtime cannot watch descriptors; nothing has been done then.
     pub async fn run(self) -> io::Result<()> {
         let Self { setup, mut control } = self;
-        let deadline = setup.limits.deadline;
+        let (deadline, config) = (setup.limits.deadline, Arc::clone(&setup.config));
         let (mut pipeline, renderer) = assemble::<M>(setup)?;
         loop {
             // A turn is bounded by the pipeline itself, so the runtime need not count what it does.
             let next = poll_fn(|cx| poll_next(&mut pipeline, &mut control, cx));
             match tokio::task::unconstrained(next).await {
-                Some(Control::Activate { activation, features, reply }) => {
-                    let _ = reply.send(activate(&mut pipeline, *activation, features));
-                }
-                Some(Control::Offer { buffer, reply }) => {
-                    let offered = pipeline.gpu().offer(buffer).map(BlobId);
-                    let _ = reply.send(offered.map_err(|reached| OfferError::Limit { limit: reached.limit }));
-                }
-                Some(Control::Withdraw { id, reply }) => {
-                    let _ = reply.send(pipeline.gpu().withdraw(id.0));
-                    pipeline.take_outbox();
-                }
-                Some(Control::Read { resource, span, reply }) => match pipeline.gpu().read_blob(resource, span) {
-                    Ok(reading) => pipeline.read(Box::pin(async move {
-                        let Read { result, rest } = reading.await;
-                        ReadEnd { rest, tell: Box::new(|| drop(reply.send(result))) }
-                    })),
-                    Err(error) => drop(reply.send(Err(error))),
-                },
                 Some(Control::Reset { reply }) => {
                     pipeline.quiesce(deadline).await;
                     pipeline.gpu().counters.resets.bump();
                     let _ = reply.send(());
+                }
+                Some(Control::Pause { reply }) => {
+                    let _ = reply.send(pipeline.pause(deadline).await);
                 }
                 Some(Control::Stop { reply }) => {
                     end(pipeline, renderer, deadline).await;
                     let _ = reply.send(());
                     return Ok(());
                 }
+                Some(message) => take(&mut pipeline, &config, message),
                 None => {
                     end(pipeline, renderer, deadline).await;
                     return Ok(());
@@ -103,8 +95,66 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
     }
 }
 
+/// Does at once what takes no time.
+fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, config: &LiveConfig, message: Control<M>) {
+    // A reply that nobody waits for is as good as one that was read.
+    match message {
+        Control::Activate { activation, features, reply } => {
+            let _ = reply.send(activate(pipeline, *activation, features));
+        }
+        Control::Offer { buffer, reply } => {
+            let offered = pipeline.gpu().offer(buffer).map(BlobId);
+            let _ = reply.send(offered.map_err(|reached| OfferError::Limit { limit: reached.limit }));
+        }
+        Control::Withdraw { id, reply } => {
+            let _ = reply.send(pipeline.gpu().withdraw(id.0));
+            pipeline.take_outbox();
+        }
+        Control::Read { resource, span, reply } => match pipeline.gpu().read_blob(resource, span) {
+            Ok(reading) => pipeline.read(Box::pin(async move {
+                let Read { result, rest } = reading.await;
+                ReadEnd { rest, tell: Box::new(|| drop(reply.send(result))) }
+            })),
+            Err(error) => drop(reply.send(Err(error))),
+        },
+        Control::Exported { uuid, reply } => drop(reply.send(pipeline.gpu().exported(&uuid))),
+        Control::Connect { scanout, monitor, display, reply } => {
+            let connected = pipeline.gpu().connect(scanout, *monitor, display);
+            let _ = reply.send(connected.map(|step| {
+                step.into_iter().for_each(|step| pipeline.go_on(step));
+                displays_changed(pipeline, config);
+            }));
+        }
+        Control::Change { scanout, monitor, reply } => {
+            let changed = pipeline.gpu().change_monitor(scanout, *monitor);
+            let _ = reply.send(changed.map(|()| displays_changed(pipeline, config)));
+        }
+        Control::Disconnect { scanout, reply } => {
+            let disconnected = pipeline.gpu().disconnect(scanout);
+            if let Ok(true) = disconnected {
+                displays_changed(pipeline, config);
+            }
+            let _ = reply.send(disconnected);
+        }
+        Control::Notify => pipeline.config_changed(),
+        Control::Resume { reply } => {
+            pipeline.resume();
+            let _ = reply.send(());
+        }
+        Control::Reset { .. } | Control::Pause { .. } | Control::Stop { .. } => {}
+    }
+}
+
+/// Tells the driver that it should ask for the displays. One that is not up will do so by itself.
+fn displays_changed<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, config: &LiveConfig) {
+    if pipeline.is_active() {
+        config.displays_changed();
+        pipeline.config_changed();
+    }
+}
+
 /// The next control message, serving the guest meanwhile; `None` when the handle is gone.
-fn poll_next<M: GuestAddressSpace + 'static>(
+fn poll_next<M: GuestAddressSpace + Send + 'static>(
     pipeline: &mut Pipeline<M>,
     control: &mut UnboundedReceiver<Control<M>>,
     cx: &mut Context<'_>,
@@ -115,8 +165,8 @@ fn poll_next<M: GuestAddressSpace + 'static>(
     pipeline.poll_turn(cx).map(|never| match never {})
 }
 
-fn assemble<M: GuestAddressSpace + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {
-    let Setup { mut limits, window, read_only, alignment, hosts, renderer, counters, nudge } = setup;
+fn assemble<M: GuestAddressSpace + Send + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {
+    let Setup { mut limits, window, read_only, alignment, hosts, renderer, scanouts, config, counters, nudge } = setup;
     limits.commands_in_flight = limits.commands_in_flight.max(1);
     let ledger = Ledger::new(&limits);
     let window =
@@ -125,11 +175,12 @@ fn assemble<M: GuestAddressSpace + 'static>(setup: Setup) -> io::Result<(Pipelin
         Some((thread, capsets, end)) => (Some(thread), capsets, Some(end)),
         None => (None, Vec::new(), None),
     };
-    let parts = Parts { window, hosts, renderer, capsets, alignment, limits, ledger, counters };
+    let parts =
+        Parts { window, hosts, renderer, capsets, alignment, scanouts, events: config, limits, ledger, counters };
     Ok((Pipeline::new(Gpu::new(parts), Nudge::new(nudge)?), end))
 }
 
-fn activate<M: GuestAddressSpace + 'static>(
+fn activate<M: GuestAddressSpace + Send + 'static>(
     pipeline: &mut Pipeline<M>,
     activation: Activation<M>,
     features: u64,
@@ -166,7 +217,7 @@ fn source<M: GuestAddressSpace>(
 }
 
 /// Ends the device: quiet first, then its renderer's thread.
-async fn end<M: GuestAddressSpace + 'static>(
+async fn end<M: GuestAddressSpace + Send + 'static>(
     mut pipeline: Pipeline<M>,
     renderer: Option<RendererEnd>,
     deadline: std::time::Duration,

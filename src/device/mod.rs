@@ -22,10 +22,13 @@ pub use lifecycle::DeviceTask;
 
 use crate::buffer::read::Span;
 use crate::buffer::{HostBuffer, ReadError};
+use crate::commands::Exported;
+use crate::display::{ConnectError, Monitor};
 use crate::observe::{Counters, LiveCounters};
-use crate::protocol::config::Config;
+use crate::pipeline::{PauseError, Paused};
+use crate::protocol::config::LiveConfig;
 use crate::protocol::features::{self, FeatureError};
-use crate::seams::Interrupt;
+use crate::seams::{Display, Interrupt};
 use control::Control;
 
 /// Largest size of each queue (0 control, 1 cursor), for the transport to state; [`Device::activate`] refuses more.
@@ -60,8 +63,9 @@ pub struct BlobId(pub u64);
 /// What handle and task share without messages.
 #[derive(Debug)]
 struct Shared {
-    config: Config,
+    config: Arc<LiveConfig>,
     counters: Arc<LiveCounters>,
+    offered: u64,
     features: AtomicU64,
 }
 
@@ -80,7 +84,7 @@ impl<M: GuestAddressSpace> Device<M> {
     /// The feature bits to offer to the driver.
     #[must_use]
     pub fn features(&self) -> u64 {
-        features::OFFERED
+        self.shared.offered
     }
 
     /// The driver's choice, at FEATURES_OK.
@@ -88,7 +92,7 @@ impl<M: GuestAddressSpace> Device<M> {
     /// # Errors
     /// A choice that cannot be served: the transport then leaves FEATURES_OK clear, and an earlier choice is void.
     pub fn acknowledge(&self, features: u64) -> Result<(), FeatureError> {
-        let checked = features::check(features);
+        let checked = features::check(self.shared.offered, features);
         self.shared.features.store(if checked.is_ok() { features } else { 0 }, Ordering::Release);
         checked
     }
@@ -98,10 +102,20 @@ impl<M: GuestAddressSpace> Device<M> {
         self.shared.config.read(offset, out);
     }
 
-    /// Writes the configuration space. `events_clear` is the one register that takes writes, and no event is ever
-    /// pending, so nothing changes.
+    /// Writes the configuration space. `events_clear` is the one register that takes writes: the bits that are set in it are
+    /// cleared in `events_read`.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        tracing::debug!(offset, len = data.len(), "configuration write");
+        if let (true, Some(control)) = (self.shared.config.write(offset, data), &self.control) {
+            // A device that is gone has nothing to tell.
+            let _ = control.send(Control::Notify);
+        }
+    }
+
+    /// A number that is another one after each change of the configuration space, for the transport's register of that name
+    /// (virtio 1.4, section 2.5.1), which holds its low bits.
+    #[must_use]
+    pub fn config_generation(&self) -> u32 {
+        self.shared.config.generation()
     }
 
     /// The driver has set DRIVER_OK: takes over its queues. Requests that are in them already are found.
@@ -151,6 +165,46 @@ impl<M: GuestAddressSpace> Device<M> {
     pub fn read_blob(&self, resource: u32, range: impl RangeBounds<u64>) -> Reply<Result<Vec<u8>, ReadError>> {
         let span = Span::new(&range);
         self.send(|reply| Control::Read { resource, span, reply })
+    }
+
+    /// Connects a display to a scanout, in place of what was connected, and tells the driver. A display that comes while the
+    /// guest shows something is shown that at once.
+    pub fn connect(&self, scanout: u32, monitor: Monitor, display: impl Display) -> Reply<Result<(), ConnectError>> {
+        let (monitor, display) = (Box::new(monitor), Box::new(display));
+        self.send(|reply| Control::Connect { scanout, monitor, display, reply })
+    }
+
+    /// A display is another one from now on, larger or smaller or elsewhere: tells the driver. What is shown stays until the
+    /// guest sets another mode.
+    pub fn change_monitor(&self, scanout: u32, monitor: Monitor) -> Reply<Result<(), ConnectError>> {
+        self.send(|reply| Control::Change { scanout, monitor: Box::new(monitor), reply })
+    }
+
+    /// Disconnects and drops the display of a scanout, and tells the driver; the reply says whether there was one.
+    pub fn disconnect(&self, scanout: u32) -> Reply<Result<bool, ConnectError>> {
+        self.send(|reply| Control::Disconnect { scanout, reply })
+    }
+
+    /// What the guest has exported under this UUID (RESOURCE_ASSIGN_UUID), for another device of the VMM that was given it.
+    ///
+    /// The error is [`ReadError::Io`]: the process has no descriptor left for the buffer.
+    pub fn exported(&self, uuid: [u8; 16]) -> Reply<Result<Option<Exported>, ReadError>> {
+        self.send(|reply| Control::Exported { uuid, reply })
+    }
+
+    /// Stops serving: takes no more requests, ends those under way, and hands out the state of the queues. From the reply on
+    /// nothing touches the queues or the driver; displays and host services keep what they have. To be called while the
+    /// guest's processors stand still. Resources, contexts and scanouts stay in the device: a queue's state alone lets
+    /// another device go on only with a guest that has none.
+    ///
+    /// The error: something did not end within [`Limits::deadline`](crate::Limits::deadline), and the device goes on.
+    pub fn pause(&self) -> Reply<Result<Paused, PauseError>> {
+        self.send(|reply| Control::Pause { reply })
+    }
+
+    /// Goes on after a pause. A reset ends a pause, too.
+    pub fn resume(&self) -> Reply<()> {
+        self.send(|reply| Control::Resume { reply })
     }
 
     /// What the device has counted since it was made.

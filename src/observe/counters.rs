@@ -90,6 +90,10 @@ counters! {
     map_failures,
     /// Mappings, teardowns and other work that did not end by the deadline, or failed for good: set aside with what they hold.
     quarantined,
+    /// Frames handed to displays.
+    frames,
+    /// Frames that a display did not finish by the deadline.
+    frames_late,
     /// Cross-domain channels opened to a host service.
     channels_opened,
     /// Cross-domain channels closed, by either side.

@@ -6,19 +6,18 @@ use vm_memory::{GuestAddressSpace, GuestMemory};
 use zerocopy::transmute;
 
 use super::{Job, Lane, Pipeline, Stage, Timeline};
-use crate::commands::{Claims, Finish, Refusal, Step, claims};
+use crate::commands::{Claims, Refusal, Step, claims};
 use crate::limits::Quota;
 use crate::protocol::command::{needed_feature, response_len};
 use crate::protocol::decode::{Head, decode};
 use crate::protocol::wire::{Header, command_type};
 use crate::protocol::{Body, Command, ErrorCode, Response};
 use crate::queue::Request;
-use crate::seams::LocalFuture;
 
 /// Ids of contexts whose ends are remembered.
 const MOST_LIVES: usize = 1 << 16;
 
-impl<M: GuestAddressSpace + 'static> Pipeline<M> {
+impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// A request has been popped: decodes it, and runs it or lets the scoreboard decide.
     pub(super) fn arrived(&mut self, lane: Lane, mut request: Request) {
         let (header, command) = self.decode(lane, &mut request);
@@ -47,9 +46,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             let begun = span.in_scope(|| command.and_then(|(command, _)| self.gpu.begin(&header, command)));
             let response = match begun {
                 Ok(Step::Done(response)) => response,
-                Ok(Step::Later(future)) => {
-                    return self.goes_on(Job { request, header, span, stage: Stage::Running }, future);
-                }
+                Ok(step) => return self.goes_on(Job { lane, request, header, span, stage: Stage::Running }, step),
                 Err(refusal) => span.in_scope(|| self.refuse(&refusal)),
             };
             return span.in_scope(|| self.answer(lane, request, Some(&header), &response));
@@ -58,24 +55,24 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         match command {
             Ok((command, payload)) => {
                 let stage = Stage::Waiting { command, _payload: payload };
-                self.jobs.insert(ticket, Job { request, header, span: span.clone(), stage });
+                self.jobs.insert(ticket, Job { lane, request, header, span: span.clone(), stage });
                 self.obey();
                 if self.jobs.get(ticket).is_some_and(|job| matches!(job.stage, Stage::Waiting { .. })) {
                     span.in_scope(|| debug!("waiting for an earlier command"));
                 }
             }
             Err(refusal) => {
-                self.jobs.insert(ticket, Job { request, header, span, stage: Stage::Running });
+                self.jobs.insert(ticket, Job { lane, request, header, span, stage: Stage::Running });
                 self.executed(ticket, Err(refusal));
             }
         }
     }
 
     /// A command that claims nothing takes its time all the same.
-    fn goes_on(&mut self, job: Job, future: LocalFuture<Finish>) {
+    fn goes_on(&mut self, job: Job, step: Step) {
         let ticket = self.board.arrived(Claims::new(), None);
         self.jobs.insert(ticket, job);
-        self.fly(ticket, future);
+        self.take_step(ticket, Ok(step));
         self.obey();
     }
 
@@ -128,7 +125,8 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         if self.gpu.features & feature != feature {
             return Err(Refusal::NotNegotiated { feature });
         }
-        let needed = response_len(kind);
+        // Linux leaves no room for the answer to a cursor command: it waits for the chain's return alone.
+        let needed = if lane == Lane::Cursor && room == 0 { 0 } else { response_len(kind) };
         if room < needed { Err(Refusal::ResponseSpace { needed, have: room }) } else { Ok(()) }
     }
 }

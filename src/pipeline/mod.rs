@@ -3,6 +3,7 @@
 //! only so far that none starves another, and ends with at most one interrupt a queue.
 
 mod intake;
+mod pause;
 mod quiesce;
 mod ram;
 mod scoreboard;
@@ -14,11 +15,12 @@ use std::task::{Context, Poll};
 
 use futures_util::stream::{FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, StreamExt};
-use slotmap::SecondaryMap;
+use slotmap::{Key, SecondaryMap};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{Span, debug};
 use vm_memory::GuestAddressSpace;
 
+pub use pause::{PauseError, Paused};
 pub(crate) use source::Source;
 
 use crate::commands::{Claim, ContextKey, FenceState, Finish, Gpu, Refusal, Step, Ticket};
@@ -62,6 +64,7 @@ enum Timeline {
 
 /// A command between pop and answer.
 struct Job {
+    lane: Lane,
     request: Request,
     header: Header,
     span: Span,
@@ -116,6 +119,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     board: Scoreboard<Ticket, Claim, Timeline>,
     jobs: SecondaryMap<Ticket, Job>,
     in_flight: FuturesUnordered<LocalFuture<(Ticket, Finish)>>,
+    /// What answers wait for when their commands are done: displays.
+    ends: FuturesUnordered<LocalFuture<Ticket>>,
     chores: FuturesUnordered<LocalFuture<()>>,
     /// Work that was given up; it keeps what it holds until it ends, and nobody waits for it.
     quarantine: FuturesUnordered<LocalFuture<()>>,
@@ -131,6 +136,10 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     stalled: bool,
     /// The control queue was not looked at in this turn, because the pipeline was full.
     held: bool,
+    /// The VMM has stopped its guest: the queues are left alone, and nothing is answered.
+    paused: bool,
+    /// The configuration has changed meanwhile.
+    config_changed: bool,
     /// How often each context's id has ended, for timelines.
     lives: HashMap<u32, u64>,
     last_life: u64,
@@ -138,7 +147,7 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     decode_limits: DecodeLimits,
 }
 
-impl<M: GuestAddressSpace + 'static> Pipeline<M> {
+impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     pub(crate) fn new(mut gpu: Gpu, nudge: Nudge) -> Self {
         let (sink, fences) = unbounded_channel();
         gpu.outbox.fence_sink = Some(sink);
@@ -152,6 +161,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             board: Scoreboard::default(),
             jobs: SecondaryMap::new(),
             in_flight: FuturesUnordered::new(),
+            ends: FuturesUnordered::new(),
             chores: FuturesUnordered::new(),
             quarantine: FuturesUnordered::new(),
             reads: FuturesUnordered::new(),
@@ -161,6 +171,8 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             fresh: false,
             stalled: false,
             held: false,
+            paused: false,
+            config_changed: false,
             lives: HashMap::new(),
             last_life: 0,
             response: Vec::new(),
@@ -185,22 +197,32 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     /// One turn. Ready never comes: the device task ends by its control messages.
     pub(crate) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<std::convert::Infallible> {
         self.nudge.arm(cx);
-        let mut more = self.poll_work(cx);
-        more |= self.poll_queue(cx, Lane::Cursor);
-        more |= self.poll_queue(cx, Lane::Control);
-        if std::mem::take(&mut self.fresh) {
-            more |= self.poll_work(cx);
-            more |= self.fresh;
-        }
-        more |= self.held && self.board.len() < self.gpu.limits.commands_in_flight;
-        self.interrupt();
+        let more = if self.paused { self.poll_rest(cx, EVENTS_A_TURN) == 0 } else { self.turn(cx, true) };
         if more {
             self.nudge.again();
         }
         Poll::Pending
     }
 
-    /// Books what has ended: work, fences, events of channels.
+    /// Serves everything for a turn, the queues where it is to `pop`; true where there is more to do.
+    fn turn(&mut self, cx: &mut Context<'_>, pop: bool) -> bool {
+        self.gpu.turns.begin();
+        let mut more = self.poll_work(cx);
+        if pop {
+            more |= self.poll_queue(cx, Lane::Cursor);
+            more |= self.poll_queue(cx, Lane::Control);
+        }
+        if std::mem::take(&mut self.fresh) {
+            more |= self.poll_work(cx);
+            more |= self.fresh;
+        }
+        more |= self.held && self.board.len() < self.gpu.limits.commands_in_flight;
+        more |= self.gpu.turns.is_awaited();
+        self.interrupt();
+        more
+    }
+
+    /// Books what has ended: work, fences, displays, events of channels.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> bool {
         let mut budget = EVENTS_A_TURN;
         while budget > 0
@@ -209,8 +231,10 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             budget -= 1;
             let span = self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
             let _entered = span.enter();
-            let outcome = finish(&mut self.gpu);
-            self.executed(ticket, outcome);
+            let step = finish(&mut self.gpu);
+            self.take_step(ticket, step);
+            self.take_outbox();
+            self.obey();
         }
         while budget > 0
             && let Poll::Ready(Some((context, ticket))) = self.fences.poll_recv(cx)
@@ -221,6 +245,13 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             self.obey();
         }
         while budget > 0
+            && let Poll::Ready(Some(ticket)) = self.ends.poll_next_unpin(cx)
+        {
+            budget -= 1;
+            self.board.signalled(ticket);
+            self.obey();
+        }
+        while budget > 0
             && let Poll::Ready(Some((context, event))) = self.channels.poll_next_unpin(cx)
         {
             budget -= 1;
@@ -228,6 +259,11 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             self.take_outbox();
             self.obey();
         }
+        self.poll_rest(cx, budget) == 0
+    }
+
+    /// Books what has ended beside the guest's commands, and says what is left of the budget.
+    fn poll_rest(&mut self, cx: &mut Context<'_>, mut budget: usize) -> usize {
         while budget > 0
             && let Poll::Ready(Some(end)) = self.reads.poll_next_unpin(cx)
         {
@@ -241,7 +277,7 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
                 budget -= 1;
             }
         }
-        budget == 0
+        budget
     }
 
     /// Takes up a read of the VMM's.
@@ -312,10 +348,10 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             match order {
                 Order::Start(ticket) => self.start(ticket),
                 Order::Answer(ticket) => {
-                    if let Some(Job { request, header, span, stage: Stage::Executed(response) }) =
+                    if let Some(Job { lane, request, header, span, stage: Stage::Executed(response) }) =
                         self.jobs.remove(ticket)
                     {
-                        span.in_scope(|| self.answer(Lane::Control, request, Some(&header), &response));
+                        span.in_scope(|| self.answer(lane, request, Some(&header), &response));
                     }
                 }
             }
@@ -337,12 +373,28 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
         let Stage::Waiting { command, .. } = std::mem::replace(&mut job.stage, Stage::Running) else { return };
         let span = job.span.clone();
         let _entered = span.enter();
-        match self.gpu.begin(&header, command) {
+        let step = self.gpu.begin(&header, command);
+        self.take_step(ticket, step);
+        self.take_outbox();
+    }
+
+    /// How a command goes on.
+    fn take_step(&mut self, ticket: Ticket, step: Result<Step, Refusal>) {
+        match step {
             Ok(Step::Done(response)) => self.book(ticket, Ok(response)),
             Ok(Step::Later(future)) => self.fly(ticket, future),
+            Ok(Step::Until(end, response)) => {
+                self.ends.push(Box::pin(end.map(move |()| ticket)));
+                self.fresh = true;
+                self.executed_until(ticket, response, true);
+            }
             Err(refusal) => self.book(ticket, Err(refusal)),
         }
-        self.take_outbox();
+    }
+
+    /// Takes up work that no guest waits for.
+    pub(crate) fn go_on(&mut self, step: Step) {
+        self.take_step(Ticket::null(), Ok(step));
     }
 
     /// A command's work is done: books it and does what follows from that.
@@ -359,11 +411,16 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
             Ok(response) => (response, FenceState::Signalled),
             Err(refusal) => (self.refuse(&refusal), FenceState::Signalled),
         };
-        debug!(pending = (fence == FenceState::Pending), "done");
+        self.executed_until(ticket, response, fence == FenceState::Pending);
+    }
+
+    /// A command has been carried out; where it is `pending`, its answer waits for a signal.
+    fn executed_until(&mut self, ticket: Ticket, response: Response, pending: bool) {
+        debug!(pending, "done");
         if let Some(job) = self.jobs.get_mut(ticket) {
             job.stage = Stage::Executed(response);
         }
-        self.board.finished(ticket, fence == FenceState::Pending);
+        self.board.finished(ticket, pending);
     }
 
     fn refuse(&self, refusal: &Refusal) -> Response {
@@ -378,8 +435,10 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
     fn answer(&mut self, lane: Lane, request: Request, header: Option<&Header>, response: &Response) {
         let header = header.copied().unwrap_or_else(|| Header::new(0));
         response.encode(&header, &mut self.response);
-        if self.response.len() > request.writable_len() && !matches!(response, Response::Error(_)) {
-            let refusal = Refusal::ResponseSpace { needed: self.response.len(), have: request.writable_len() };
+        let room = request.writable_len();
+        let unanswerable = lane == Lane::Cursor && room == 0;
+        if self.response.len() > room && !unanswerable && !matches!(response, Response::Error(_)) {
+            let refusal = Refusal::ResponseSpace { needed: self.response.len(), have: room };
             self.refuse(&refusal).encode(&header, &mut self.response);
         }
         debug!("answered");
@@ -422,6 +481,15 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
                 }
                 Err(error) => self.broken(lane, &error),
             }
+        }
+    }
+
+    /// The configuration space has changed: the driver hears of it, where there is one that runs.
+    pub(crate) fn config_changed(&mut self) {
+        match &self.active {
+            Some(_) if self.paused => self.config_changed = true,
+            Some(active) => active.interrupt.config_changed(),
+            None => {}
         }
     }
 

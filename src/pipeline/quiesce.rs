@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use vm_memory::GuestAddressSpace;
 
 use super::{Pipeline, ReadEnd};
+use crate::commands::Step;
 use crate::observe::warn_limited;
 use crate::resource::Retired;
 use crate::seams::LocalFuture;
@@ -18,13 +19,15 @@ use crate::seams::LocalFuture;
 /// In place of deadlines that no clock can hold.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-impl<M: GuestAddressSpace + 'static> Pipeline<M> {
+impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// Stops serving and gives everything up. The queues and guest memory are not touched any more from the start, and
     /// no command is under way at the end, but for what is set aside.
     pub(crate) async fn quiesce(&mut self, deadline: Duration) {
         self.active = None;
-        (self.held, self.stalled) = (false, false);
-        self.gpu.end_reads();
+        (self.held, self.stalled, self.paused, self.config_changed) = (false, false, false, false);
+        self.gpu.end();
+        // Nobody waits for a display any more.
+        self.ends.clear();
         self.jobs.drain().for_each(|(_, job)| job.request.abandon());
         let now = Instant::now();
         let ends = now.checked_add(deadline).unwrap_or(now + FOREVER);
@@ -69,9 +72,12 @@ impl<M: GuestAddressSpace + 'static> Pipeline<M> {
 
     /// Ready when no command's work, no call of the renderer and no read is under way, and every channel has been heard.
     fn poll_ends(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Poll::Ready(Some((_, finish))) = self.in_flight.poll_next_unpin(cx) {
+        self.gpu.turns.begin();
+        while let Poll::Ready(Some((ticket, finish))) = self.in_flight.poll_next_unpin(cx) {
             // Booked like any other, so that what it placed or made is found and given up; nobody is answered.
-            let _ = finish(&mut self.gpu);
+            if let Ok(Step::Later(more)) = finish(&mut self.gpu) {
+                self.fly(ticket, more);
+            }
         }
         while let Poll::Ready(Some(_)) = self.channels.poll_next_unpin(cx) {}
         while let Poll::Ready(Some(())) = self.chores.poll_next_unpin(cx) {}

@@ -7,7 +7,7 @@ use crate::resource::GuestRam;
 /// A VMM's guest memory.
 pub(super) struct Ram<M>(pub(super) M);
 
-impl<M: GuestAddressSpace> GuestRam for Ram<M> {
+impl<M: GuestAddressSpace + Send + 'static> GuestRam for Ram<M> {
     fn contains(&self, address: u64, len: u64) -> bool {
         let Ok(len) = usize::try_from(len) else { return false };
         self.0.memory().check_range(GuestAddress(address), len, Permissions::ReadWrite)
@@ -19,5 +19,9 @@ impl<M: GuestAddressSpace> GuestRam for Ram<M> {
 
     fn read(&self, address: u64, out: &mut [u8]) -> bool {
         self.0.memory().read_slice(out, GuestAddress(address)).is_ok()
+    }
+
+    fn share(&self) -> Box<dyn GuestRam + Send> {
+        Box::new(Self(self.0.clone()))
     }
 }

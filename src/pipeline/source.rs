@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
+use virtio_queue::QueueState;
 use vm_memory::GuestAddressSpace;
 
 use crate::queue::{Popped, Request, Ring, RingError, Signal};
@@ -75,6 +76,16 @@ impl<M: GuestAddressSpace> Source<M> {
         }
         let lost = self.ring.give_back_lost()?;
         Ok((self.ring.take_signal()?, lost))
+    }
+
+    /// There may be chains whose kick nobody has seen.
+    pub(crate) fn look_again(&mut self) {
+        self.busy = true;
+    }
+
+    /// Where the ring has come to.
+    pub(crate) fn state(&self) -> QueueState {
+        self.ring.state()
     }
 
     /// Stops serving a broken ring; false where that was done before.

@@ -2,7 +2,11 @@
 //! One variant a command; anything the device does not serve is refused while decoding.
 
 use super::features;
-use super::wire::{CapsetInfo, DisplayOne, Header, MAX_SCANOUTS, MapInfo, MemEntry, command_type as kind};
+use super::wire::{
+    CapsetInfo, DisplayOne, Edid, Header, MAX_SCANOUTS, MapInfo, MemEntry, ResourceCreate2d, ResourceCreate3d,
+    ResourceFlush, SetScanout, SetScanoutBlob, TransferHost3d, TransferToHost2d, UpdateCursor, Uuid,
+    command_type as kind,
+};
 
 /// A decoded request.
 #[derive(Debug)]
@@ -21,8 +25,26 @@ pub(crate) enum Command {
     CtxAttach { resource: u32 },
     CtxDetach { resource: u32 },
     Submit { stream: Vec<u8> },
-    SetScanout { scanout: u32, resource: u32 },
-    Cursor(CursorMove),
+    GetEdid { scanout: u32 },
+    AssignUuid { resource: u32 },
+    Create2d(ResourceCreate2d),
+    TransferToHost2d(TransferToHost2d),
+    SetScanout(SetScanout),
+    SetScanoutBlob(Box<SetScanoutBlob>),
+    Flush(ResourceFlush),
+    Create3d(Box<ResourceCreate3d>),
+    Transfer3d(Box<TransferHost3d>, Direction),
+    UpdateCursor(UpdateCursor),
+    MoveCursor(UpdateCursor),
+}
+
+/// Which way a transfer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the guest's memory to the resource.
+    ToHost,
+    /// From the resource to the guest's memory.
+    FromHost,
 }
 
 impl Command {
@@ -45,11 +67,20 @@ impl Command {
             | Self::UnmapBlob { resource }
             | Self::CtxAttach { resource }
             | Self::CtxDetach { resource }
-            | Self::SetScanout { resource, .. } => Some(*resource),
+            | Self::AssignUuid { resource } => Some(*resource),
             Self::CreateBlob(create) => Some(create.resource),
             Self::MapBlob(map) => Some(map.resource),
-            Self::Cursor(cursor) => cursor.image,
-            Self::GetDisplayInfo
+            Self::Create2d(create) => Some(create.resource_id.get()),
+            Self::TransferToHost2d(transfer) => Some(transfer.resource_id.get()),
+            Self::SetScanout(set) => Some(set.resource_id.get()),
+            Self::SetScanoutBlob(set) => Some(set.resource_id.get()),
+            Self::Flush(flush) => Some(flush.resource_id.get()),
+            Self::Create3d(create) => Some(create.resource_id.get()),
+            Self::Transfer3d(transfer, _) => Some(transfer.resource_id.get()),
+            Self::UpdateCursor(cursor) => Some(cursor.resource_id.get()),
+            Self::MoveCursor(_)
+            | Self::GetEdid { .. }
+            | Self::GetDisplayInfo
             | Self::GetCapsetInfo { .. }
             | Self::GetCapset { .. }
             | Self::CtxCreate { .. }
@@ -77,13 +108,6 @@ pub(crate) struct MapBlob {
     pub(crate) offset: u64,
 }
 
-/// `UPDATE_CURSOR` (with an image's resource id, 0 to hide) or `MOVE_CURSOR`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CursorMove {
-    pub(crate) scanout: u32,
-    pub(crate) image: Option<u32>,
-}
-
 /// The feature that a driver must have acknowledged before it may send a request of this type; 0 for none.
 pub(crate) fn needed_feature(request: u32) -> u64 {
     match request {
@@ -100,6 +124,8 @@ pub(crate) fn needed_feature(request: u32) -> u64 {
         | kind::SUBMIT_3D
         | kind::GET_CAPSET_INFO
         | kind::GET_CAPSET => features::VIRGL,
+        kind::GET_EDID => features::EDID,
+        kind::RESOURCE_ASSIGN_UUID => features::RESOURCE_UUID,
         _ => 0,
     }
 }
@@ -110,6 +136,8 @@ pub(crate) fn response_len(request: u32) -> usize {
         kind::GET_DISPLAY_INFO => MAX_SCANOUTS * size_of::<DisplayOne>(),
         kind::GET_CAPSET_INFO => size_of::<CapsetInfo>(),
         kind::RESOURCE_MAP_BLOB => size_of::<MapInfo>(),
+        kind::GET_EDID => size_of::<Edid>(),
+        kind::RESOURCE_ASSIGN_UUID => size_of::<Uuid>(),
         _ => 0,
     };
     size_of::<Header>() + payload

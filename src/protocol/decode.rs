@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::command::{Command, CreateBlob, CursorMove, MapBlob};
+use super::command::{Command, CreateBlob, Direction, MapBlob};
 use super::response::ErrorCode;
 use super::wire::{self, Header, MemEntry, command_type as kind};
 
@@ -55,7 +55,7 @@ impl DecodeError {
 }
 
 const HEADER: usize = size_of::<Header>();
-/// The longest fixed part of any request that is decoded (CTX_CREATE).
+/// The longest fixed part of any request that is decoded (CTX_CREATE, SET_SCANOUT_BLOB).
 const FIXED: usize = 96;
 
 /// Reads the header and says how long the fixed part is that was read along with it.
@@ -128,15 +128,18 @@ pub(crate) fn decode(
             let start = HEADER + size_of::<wire::Submit3d>();
             Command::Submit { stream: bytes(body, start..start.saturating_add(size), limits)? }
         }
-        kind::SET_SCANOUT => {
-            let body = head.body::<wire::SetScanout>()?;
-            Command::SetScanout { scanout: body.scanout_id.get(), resource: body.resource_id.get() }
-        }
-        kind::UPDATE_CURSOR | kind::MOVE_CURSOR => {
-            let body = head.body::<wire::UpdateCursor>()?;
-            let image = (header.kind.get() == kind::UPDATE_CURSOR).then(|| body.resource_id.get());
-            Command::Cursor(CursorMove { scanout: body.scanout_id.get(), image })
-        }
+        kind::GET_EDID => Command::GetEdid { scanout: head.body::<wire::GetEdid>()?.scanout.get() },
+        kind::RESOURCE_ASSIGN_UUID => Command::AssignUuid { resource: resource()? },
+        kind::RESOURCE_CREATE_2D => Command::Create2d(head.body()?),
+        kind::TRANSFER_TO_HOST_2D => Command::TransferToHost2d(head.body()?),
+        kind::SET_SCANOUT => Command::SetScanout(head.body()?),
+        kind::SET_SCANOUT_BLOB => Command::SetScanoutBlob(Box::new(head.body()?)),
+        kind::RESOURCE_FLUSH => Command::Flush(head.body()?),
+        kind::RESOURCE_CREATE_3D => Command::Create3d(Box::new(head.body()?)),
+        kind::TRANSFER_TO_HOST_3D => Command::Transfer3d(Box::new(head.body()?), Direction::ToHost),
+        kind::TRANSFER_FROM_HOST_3D => Command::Transfer3d(Box::new(head.body()?), Direction::FromHost),
+        kind::UPDATE_CURSOR => Command::UpdateCursor(head.body()?),
+        kind::MOVE_CURSOR => Command::MoveCursor(head.body()?),
         kind => return Err(DecodeError::Unknown { kind }),
     })
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod cross_domain;
 pub(crate) mod decode;
 pub mod features;
+pub mod format;
 pub(crate) mod response;
 pub mod wire;
 

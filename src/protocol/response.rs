@@ -1,10 +1,13 @@
 //! Answers and their bytes. Every answer echoes the fence fields of its request, success or not.
 
+use std::sync::Arc;
+
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
 use super::wire::{
-    CapsetInfo, DisplayOne, FLAG_FENCE, FLAG_INFO_RING_IDX, Header, MAX_SCANOUTS, MapInfo, response_type as kind,
+    CapsetInfo, DisplayOne, EDID_ROOM, Edid, FLAG_FENCE, FLAG_INFO_RING_IDX, Header, MAX_SCANOUTS, MapInfo,
+    response_type as kind,
 };
 
 /// The specification's error codes (virtio 1.4, section 5.7.6.7).
@@ -36,9 +39,18 @@ impl ErrorCode {
 pub(crate) enum Response {
     NoData,
     DisplayInfo(Box<[DisplayOne; MAX_SCANOUTS]>),
-    CapsetInfo { id: u32, max_version: u32, max_size: u32 },
+    CapsetInfo {
+        id: u32,
+        max_version: u32,
+        max_size: u32,
+    },
     Capset(Vec<u8>),
-    MapInfo { map_info: u32 },
+    /// At most [`EDID_ROOM`] bytes.
+    Edid(Arc<[u8]>),
+    Uuid([u8; 16]),
+    MapInfo {
+        map_info: u32,
+    },
     Error(ErrorCode),
 }
 
@@ -55,6 +67,8 @@ impl Response {
             Self::DisplayInfo(_) => kind::OK_DISPLAY_INFO,
             Self::CapsetInfo { .. } => kind::OK_CAPSET_INFO,
             Self::Capset(_) => kind::OK_CAPSET,
+            Self::Edid(_) => kind::OK_EDID,
+            Self::Uuid(_) => kind::OK_RESOURCE_UUID,
             Self::MapInfo { .. } => kind::OK_MAP_INFO,
             Self::Error(code) => code.wire(),
         }
@@ -83,6 +97,13 @@ impl Response {
                 .as_bytes(),
             ),
             Self::Capset(bytes) => out.extend_from_slice(bytes),
+            Self::Edid(bytes) => {
+                let len = bytes.len().min(EDID_ROOM);
+                let mut edid = [0; EDID_ROOM];
+                edid[..len].copy_from_slice(&bytes[..len]);
+                out.extend_from_slice(Edid { size: U32::new(len as u32), padding: U32::new(0), edid }.as_bytes());
+            }
+            Self::Uuid(uuid) => out.extend_from_slice(uuid),
             Self::MapInfo { map_info } => {
                 out.extend_from_slice(MapInfo { map_info: U32::new(*map_info), padding: U32::new(0) }.as_bytes())
             }

@@ -42,6 +42,8 @@ pub mod response_type {
     pub const OK_DISPLAY_INFO: u32 = 0x1101;
     pub const OK_CAPSET_INFO: u32 = 0x1102;
     pub const OK_CAPSET: u32 = 0x1103;
+    pub const OK_EDID: u32 = 0x1104;
+    pub const OK_RESOURCE_UUID: u32 = 0x1105;
     pub const OK_MAP_INFO: u32 = 0x1106;
     pub const ERR_UNSPEC: u32 = 0x1200;
     pub const ERR_OUT_OF_MEMORY: u32 = 0x1201;
@@ -59,6 +61,9 @@ pub const FLAG_INFO_RING_IDX: u32 = 1 << 1;
 pub const RING_COUNT: u8 = 64;
 /// Number of scanouts in a display-info response (`VIRTIO_GPU_MAX_SCANOUTS`).
 pub const MAX_SCANOUTS: usize = 16;
+
+/// Most bytes of an EDID.
+pub const EDID_ROOM: usize = 1024;
 
 /// `VIRTIO_GPU_BLOB_MEM_GUEST`: the blob is guest memory.
 pub const BLOB_MEM_GUEST: u32 = 1;
@@ -129,8 +134,29 @@ wire! {
         /// Unused.
         flags: U32,
     }
-    /// Body of `RESOURCE_UNREF`, `RESOURCE_DETACH_BACKING`, `CTX_ATTACH_RESOURCE`, `CTX_DETACH_RESOURCE`
-    /// and `RESOURCE_UNMAP_BLOB`.
+    /// Body of `GET_EDID`.
+    8 GetEdid {
+        /// The scanout.
+        scanout: U32,
+        /// Unused.
+        padding: U32,
+    }
+    /// Payload of `OK_EDID`.
+    1032 Edid {
+        /// How many bytes of it there are; 0 where nothing is connected.
+        size: U32,
+        /// Unused.
+        padding: U32,
+        /// Blocks of 128 bytes.
+        edid: [u8; EDID_ROOM],
+    }
+    /// Payload of `OK_RESOURCE_UUID`.
+    16 Uuid {
+        /// In the order in which it is written.
+        uuid: [u8; 16],
+    }
+    /// Body of `RESOURCE_UNREF`, `RESOURCE_DETACH_BACKING`, `RESOURCE_ASSIGN_UUID`, `CTX_ATTACH_RESOURCE`,
+    /// `CTX_DETACH_RESOURCE` and `RESOURCE_UNMAP_BLOB`.
     8 ResourceId {
         /// The resource.
         resource_id: U32,
@@ -145,6 +171,115 @@ wire! {
         scanout_id: U32,
         /// The resource, 0 to switch the scanout off.
         resource_id: U32,
+    }
+    /// Body of `RESOURCE_CREATE_2D`.
+    16 ResourceCreate2d {
+        /// The new resource, chosen by the guest, not 0.
+        resource_id: U32,
+        /// One of the [`Format`](super::format::Format)s.
+        format: U32,
+        /// Width in pixels.
+        width: U32,
+        /// Height in pixels.
+        height: U32,
+    }
+    /// Body of `RESOURCE_FLUSH`.
+    24 ResourceFlush {
+        /// What has changed, in the resource's pixels.
+        rect: Rect,
+        /// The resource.
+        resource_id: U32,
+        /// Unused.
+        padding: U32,
+    }
+    /// Body of `TRANSFER_TO_HOST_2D`.
+    32 TransferToHost2d {
+        /// What is copied, in the resource's pixels.
+        rect: Rect,
+        /// Where the first pixel of it lies in the backing, in bytes.
+        offset: U64,
+        /// The resource.
+        resource_id: U32,
+        /// Unused.
+        padding: U32,
+    }
+    /// Body of `SET_SCANOUT_BLOB`.
+    72 SetScanoutBlob {
+        /// Part of the picture to show.
+        rect: Rect,
+        /// The scanout, below the number in the configuration space.
+        scanout_id: U32,
+        /// The blob, 0 to switch the scanout off.
+        resource_id: U32,
+        /// Width of the picture in pixels.
+        width: U32,
+        /// Height of the picture in pixels.
+        height: U32,
+        /// One of the [`Format`](super::format::Format)s.
+        format: U32,
+        /// Unused.
+        padding: U32,
+        /// Bytes from row to row, of each plane.
+        strides: [U32; 4],
+        /// Where each plane begins, in bytes.
+        offsets: [U32; 4],
+    }
+    /// Body of `RESOURCE_CREATE_3D` (`struct virtio_gpu_resource_create_3d`); what the values mean is the renderer's matter.
+    48 ResourceCreate3d {
+        /// The new resource, chosen by the guest, not 0.
+        resource_id: U32,
+        /// Kind of texture or buffer.
+        target: U32,
+        /// The renderer's number of a format.
+        format: U32,
+        /// What it is for.
+        bind: U32,
+        /// Width in pixels, or length in bytes.
+        width: U32,
+        /// Height in pixels.
+        height: U32,
+        /// Depth in pixels.
+        depth: U32,
+        /// Number of layers.
+        array_size: U32,
+        /// Last level of a mipmap.
+        last_level: U32,
+        /// Samples of a pixel.
+        nr_samples: U32,
+        /// The renderer's flags.
+        flags: U32,
+        /// Unused.
+        padding: U32,
+    }
+    /// `struct virtio_gpu_box`.
+    24 Box3d {
+        /// First column.
+        x: U32,
+        /// First row.
+        y: U32,
+        /// First layer.
+        z: U32,
+        /// Columns.
+        w: U32,
+        /// Rows.
+        h: U32,
+        /// Layers.
+        d: U32,
+    }
+    /// Body of `TRANSFER_TO_HOST_3D` and `TRANSFER_FROM_HOST_3D` (`struct virtio_gpu_transfer_host_3d`).
+    48 TransferHost3d {
+        /// What is copied.
+        region: Box3d,
+        /// Where it begins in the backing, in bytes.
+        offset: U64,
+        /// The resource.
+        resource_id: U32,
+        /// Level of a mipmap.
+        level: U32,
+        /// Bytes from row to row in the backing; 0: as the format has it.
+        stride: U32,
+        /// Bytes from layer to layer in the backing; 0: as the format has it.
+        layer_stride: U32,
     }
     /// Body of `RESOURCE_ATTACH_BACKING`; [`MemEntry`]s follow.
     8 AttachBacking {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory};
 
 use super::request::{Answer, LostAndFound, Pieces, Request, write};
@@ -61,6 +61,11 @@ impl<M: GuestAddressSpace> Ring<M> {
         }
         let taken = vec![0; usize::from(queue.size()).div_ceil(64)];
         Ok(Self { queue, memory, taken, lost: Rc::default(), unsignalled: false })
+    }
+
+    /// Where the queue has come to, for one that goes on from there.
+    pub(crate) fn state(&self) -> QueueState {
+        self.queue.state()
     }
 
     /// The guest memory that the ring lies in, as it is now.

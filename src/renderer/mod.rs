@@ -9,6 +9,10 @@ use std::os::fd::OwnedFd;
 
 pub(crate) use thread::{RendererEnd, RendererThread};
 
+pub use crate::protocol::command::Direction;
+use crate::resource::GuestBacking;
+use crate::seams::Area;
+
 /// A capability set that a renderer offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capset {
@@ -51,6 +55,58 @@ pub struct BlobRequest {
     pub flags: u32,
 }
 
+/// A 3D resource that a guest wants (RESOURCE_CREATE_3D); what the numbers mean is between it and the renderer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Resource3d {
+    /// The new resource.
+    pub resource: u32,
+    /// Kind of texture or buffer.
+    pub target: u32,
+    /// Format of its pixels. Those that a display can show have the wire's numbers.
+    pub format: u32,
+    /// What it is for.
+    pub bind: u32,
+    /// Width in pixels, or length in bytes.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Depth in pixels.
+    pub depth: u32,
+    /// Number of layers.
+    pub array_size: u32,
+    /// Last level of a mipmap.
+    pub last_level: u32,
+    /// Samples of a pixel.
+    pub samples: u32,
+    /// Flags.
+    pub flags: u32,
+}
+
+/// A copy between a resource and the guest memory behind it (TRANSFER_TO_HOST_3D, TRANSFER_FROM_HOST_3D).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transfer3d {
+    /// The context that asks for it, 0 for none.
+    pub context: u32,
+    /// The resource.
+    pub resource: u32,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// First column, row and layer.
+    pub origin: [u32; 3],
+    /// Columns, rows and layers.
+    pub size: [u32; 3],
+    /// Where it begins in guest memory, in bytes.
+    pub offset: u64,
+    /// Level of a mipmap.
+    pub level: u32,
+    /// Bytes from row to row in guest memory; 0: as the format has it.
+    pub stride: u32,
+    /// Bytes from layer to layer in guest memory; 0: as the format has it.
+    pub layer_stride: u32,
+}
+
 /// A promise to a guest; it is kept by [`signal`](Self::signal), from any thread, or by dropping it.
 pub struct Fence {
     signal: Option<Box<dyn FnOnce() + Send>>,
@@ -82,7 +138,9 @@ impl Drop for Fence {
 /// A renderer. Every call comes from one thread, in the order in which the guest's commands may take effect. A call may
 /// take as long as it needs: only commands of its contexts wait for it, and a reset no longer than
 /// [`Limits::deadline`](crate::Limits::deadline). A renderer that panics has stopped: what is asked of it is answered
-/// ERR_UNSPEC from then on. Guest memory behind resources is not passed.
+/// ERR_UNSPEC from then on.
+///
+/// A renderer without 3D resources (Venus, native contexts) leaves out what deals with them: it is refused then.
 pub trait Renderer {
     /// The capability sets that it serves; asked for once.
     fn capsets(&self) -> Vec<Capset>;
@@ -114,12 +172,72 @@ pub trait Renderer {
     /// An object that does not exist or has no memory to export.
     fn create_blob(&mut self, request: &BlobRequest) -> Result<OwnedFd, RendererError>;
 
+    /// Makes a resource of a host object which guest memory shadows: transfers copy between the two. `backing` is that
+    /// memory, or it is attached later.
+    ///
+    /// # Errors
+    /// An object that does not exist.
+    fn create_shadowed_blob(
+        &mut self,
+        request: &BlobRequest,
+        backing: Option<GuestBacking>,
+    ) -> Result<(), RendererError> {
+        let _ = (request, backing);
+        Err(no_3d_resources())
+    }
+
+    /// Makes a 3D resource.
+    ///
+    /// # Errors
+    /// One that makes no sense, or no memory for it.
+    fn create_resource(&mut self, request: &Resource3d) -> Result<(), RendererError> {
+        let _ = request;
+        Err(no_3d_resources())
+    }
+
+    /// Puts guest memory behind a resource that it has made, to be copied from and to by transfers.
+    ///
+    /// # Errors
+    /// None that the guest could do anything about.
+    fn attach_backing(&mut self, resource: u32, backing: GuestBacking) -> Result<(), RendererError> {
+        let _ = (resource, backing);
+        Err(no_3d_resources())
+    }
+
+    /// Takes the guest memory from behind a resource. The end of the resource does so without a call.
+    fn detach_backing(&mut self, resource: u32) {
+        let _ = resource;
+    }
+
+    /// Copies between a resource and the guest memory behind it.
+    ///
+    /// # Errors
+    /// A part that does not lie in the resource, or memory that is not there.
+    fn transfer(&mut self, transfer: &Transfer3d) -> Result<(), RendererError> {
+        let _ = transfer;
+        Err(no_3d_resources())
+    }
+
+    /// Reads pixels of a resource that a display shows: four bytes each in the format that the resource was made with, row
+    /// after row. `area` lies in the resource.
+    ///
+    /// # Errors
+    /// A resource that cannot be read.
+    fn read_pixels(&mut self, resource: u32, area: Area) -> Result<Vec<u8>, RendererError> {
+        let _ = (resource, area);
+        Err(no_3d_resources())
+    }
+
     /// Forgets a resource that it has made, also one whose descriptor was of no use. Its mapping may outlast it.
     fn destroy_resource(&mut self, resource: u32);
 
     /// Signals `fence` when everything that was submitted on this timeline is done. A timeline is a context with one of
     /// its rings, or the context's own without.
     fn fence(&mut self, context: u32, ring: Option<u8>, fence: Fence);
+}
+
+fn no_3d_resources() -> RendererError {
+    RendererError::Invalid("it has no 3D resources".into())
 }
 
 /// Makes a renderer on the renderer's own thread, so that it need not be `Send`.

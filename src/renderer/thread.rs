@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory};
+use super::{BlobRequest, Capset, Fence, Renderer, RendererError, RendererFactory, Resource3d, Transfer3d};
 use crate::protocol::wire::CAPSET_CROSS_DOMAIN;
-use crate::seams::LocalFuture;
+use crate::resource::GuestBacking;
+use crate::seams::{Area, LocalFuture};
 
 enum Request {
     CreateContext { context: u32, capset: u32, name: String, reply: Reply<()> },
@@ -19,6 +20,12 @@ enum Request {
     Attach { context: u32, resource: u32, attached: bool, reply: Reply<()> },
     Submit { context: u32, stream: Vec<u8>, reply: Reply<()> },
     CreateBlob { request: BlobRequest, reply: Reply<OwnedFd> },
+    CreateShadowedBlob { request: BlobRequest, backing: Option<GuestBacking>, reply: Reply<()> },
+    CreateResource { request: Resource3d, reply: Reply<()> },
+    AttachBacking { resource: u32, backing: GuestBacking, reply: Reply<()> },
+    DetachBacking { resource: u32, reply: Reply<()> },
+    Transfer { transfer: Transfer3d, reply: Reply<()> },
+    ReadPixels { resource: u32, area: Area, reply: Reply<Vec<u8>> },
     DestroyResource { resource: u32, reply: Reply<()> },
     Fence { context: u32, ring: Option<u8>, fence: Fence },
 }
@@ -87,6 +94,30 @@ impl RendererThread {
         self.ask(|reply| Request::CreateBlob { request, reply })
     }
 
+    pub(crate) fn create_shadowed_blob(&self, request: BlobRequest, backing: Option<GuestBacking>) -> Replied<()> {
+        self.ask(|reply| Request::CreateShadowedBlob { request, backing, reply })
+    }
+
+    pub(crate) fn create_resource(&self, request: Resource3d) -> Replied<()> {
+        self.ask(|reply| Request::CreateResource { request, reply })
+    }
+
+    pub(crate) fn attach_backing(&self, resource: u32, backing: GuestBacking) -> Replied<()> {
+        self.ask(|reply| Request::AttachBacking { resource, backing, reply })
+    }
+
+    pub(crate) fn detach_backing(&self, resource: u32) -> Replied<()> {
+        self.ask(|reply| Request::DetachBacking { resource, reply })
+    }
+
+    pub(crate) fn transfer(&self, transfer: Transfer3d) -> Replied<()> {
+        self.ask(|reply| Request::Transfer { transfer, reply })
+    }
+
+    pub(crate) fn read_pixels(&self, resource: u32, area: Area) -> Replied<Vec<u8>> {
+        self.ask(|reply| Request::ReadPixels { resource, area, reply })
+    }
+
     pub(crate) fn destroy_resource(&self, resource: u32) -> Replied<()> {
         self.ask(|reply| Request::DestroyResource { resource, reply })
     }
@@ -109,16 +140,22 @@ impl RendererEnd {
 
 fn serve(renderer: &mut dyn Renderer, mut queue: mpsc::UnboundedReceiver<Request>) {
     while let Some(request) = queue.blocking_recv() {
-        // A reply that nobody waits for any more belongs to a device that was reset.
-        match request {
-            Request::CreateContext { context, capset, name, reply } => {
+        request.serve(renderer);
+    }
+}
+
+impl Request {
+    /// A reply that nobody waits for any more belongs to a device that was reset.
+    fn serve(self, renderer: &mut dyn Renderer) {
+        match self {
+            Self::CreateContext { context, capset, name, reply } => {
                 let _ = reply.send(renderer.create_context(context, capset, &name));
             }
-            Request::DestroyContext { context, reply } => {
+            Self::DestroyContext { context, reply } => {
                 renderer.destroy_context(context);
                 let _ = reply.send(Ok(()));
             }
-            Request::Attach { context, resource, attached, reply } => {
+            Self::Attach { context, resource, attached, reply } => {
                 if attached {
                     renderer.attach_resource(context, resource);
                 } else {
@@ -126,17 +163,36 @@ fn serve(renderer: &mut dyn Renderer, mut queue: mpsc::UnboundedReceiver<Request
                 }
                 let _ = reply.send(Ok(()));
             }
-            Request::Submit { context, stream, reply } => {
+            Self::Submit { context, stream, reply } => {
                 let _ = reply.send(renderer.submit(context, &stream));
             }
-            Request::CreateBlob { request, reply } => {
+            Self::CreateBlob { request, reply } => {
                 let _ = reply.send(renderer.create_blob(&request));
             }
-            Request::DestroyResource { resource, reply } => {
+            Self::CreateShadowedBlob { request, backing, reply } => {
+                let _ = reply.send(renderer.create_shadowed_blob(&request, backing));
+            }
+            Self::CreateResource { request, reply } => {
+                let _ = reply.send(renderer.create_resource(&request));
+            }
+            Self::AttachBacking { resource, backing, reply } => {
+                let _ = reply.send(renderer.attach_backing(resource, backing));
+            }
+            Self::DetachBacking { resource, reply } => {
+                renderer.detach_backing(resource);
+                let _ = reply.send(Ok(()));
+            }
+            Self::Transfer { transfer, reply } => {
+                let _ = reply.send(renderer.transfer(&transfer));
+            }
+            Self::ReadPixels { resource, area, reply } => {
+                let _ = reply.send(renderer.read_pixels(resource, area));
+            }
+            Self::DestroyResource { resource, reply } => {
                 renderer.destroy_resource(resource);
                 let _ = reply.send(Ok(()));
             }
-            Request::Fence { context, ring, fence } => renderer.fence(context, ring, fence),
+            Self::Fence { context, ring, fence } => renderer.fence(context, ring, fence),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Guest memory behind a resource: a scatter list that was checked once, and is checked by the memory itself at every
 //! access, because regions may go while it is attached.
 
+use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::limits::{Charge, Ledger, LimitReached, Quota};
 use crate::protocol::wire::MemEntry;
@@ -15,6 +17,8 @@ pub(crate) trait GuestRam {
     fn write(&self, address: u64, data: &[u8]) -> bool;
     /// Copies bytes from `address` on; false where not all of them are RAM.
     fn read(&self, address: u64, out: &mut [u8]) -> bool;
+    /// The same memory for another thread.
+    fn share(&self) -> Box<dyn GuestRam + Send>;
 }
 
 /// Why a list of entries is refused.
@@ -28,10 +32,18 @@ pub(crate) enum BackingError {
     Limit(#[from] LimitReached),
 }
 
+/// A piece of guest memory, and where in the whole it begins.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    address: u64,
+    len: u64,
+    start: u64,
+}
+
 /// A checked scatter list.
 #[derive(Debug)]
 pub(crate) struct Backing {
-    pieces: Vec<(u64, u64)>,
+    pieces: Arc<[Piece]>,
     len: u64,
     _charge: Charge,
 }
@@ -48,23 +60,24 @@ impl Backing {
         ledger: &Rc<Ledger>,
     ) -> Result<Self, BackingError> {
         let charge = ledger.charge(Quota::BackingEntries, entries.len() as u64)?;
-        let mut pieces: Vec<(u64, u64)> = Vec::with_capacity(entries.len());
+        let mut pieces: Vec<Piece> = Vec::with_capacity(entries.len());
         let mut len = 0u64;
         for entry in entries {
             let (address, piece) = (entry.addr.get(), entry.length.get());
             if piece == 0 || !ram.contains(address, u64::from(piece)) {
                 return Err(BackingError::NotRam { address, len: piece });
             }
-            len += u64::from(piece);
+            let piece = u64::from(piece);
             match pieces.last_mut() {
-                Some((start, have)) if *start + *have == address => *have += u64::from(piece),
-                _ => pieces.push((address, u64::from(piece))),
+                Some(last) if last.address + last.len == address => last.len += piece,
+                _ => pieces.push(Piece { address, len: piece, start: len }),
             }
+            len += piece;
         }
         if len < size {
             return Err(BackingError::Short { have: len, size });
         }
-        Ok(Self { pieces, len, _charge: charge })
+        Ok(Self { pieces: pieces.into(), len, _charge: charge })
     }
 
     /// Bytes that the list holds.
@@ -72,63 +85,153 @@ impl Backing {
         self.len
     }
 
-    /// Where a range of the backing lies: addresses and lengths.
-    pub(crate) fn pieces_of(&self, range: Range<u64>) -> Vec<(u64, u64)> {
-        let mut at = 0;
-        let mut found = Vec::new();
-        for (address, len) in &self.pieces {
-            let (start, end) = (range.start.max(at), range.end.min(at + len));
-            if start < end {
-                found.push((address + (start - at), end - start));
-            }
-            at += len;
-        }
-        found
+    /// Where a range of the backing lies: addresses and lengths. What lies behind its end is nowhere.
+    pub(crate) fn pieces_of(&self, range: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+        pieces_of(&self.pieces, range)
+    }
+
+    /// Copies bytes from `start` on into `out`, and says of how many pieces they were; `None` where they do not all lie in
+    /// the backing, or are RAM no more.
+    pub(crate) fn read(&self, ram: &dyn GuestRam, start: u64, out: &mut [u8]) -> Option<usize> {
+        read(&self.pieces, ram, start, out)
     }
 
     /// Writes `data` at the start of the backing; false where it does not fit or is RAM no more.
-    pub(crate) fn write(&self, ram: &dyn GuestRam, mut data: &[u8]) -> bool {
-        for (address, len) in &self.pieces {
-            let here = usize::try_from(*len).unwrap_or(usize::MAX).min(data.len());
-            let (now, later) = data.split_at(here);
-            if !ram.write(*address, now) {
-                return false;
-            }
-            data = later;
-            if data.is_empty() {
-                return true;
-            }
-        }
-        data.is_empty()
+    pub(crate) fn write(&self, ram: &dyn GuestRam, data: &[u8]) -> bool {
+        write(&self.pieces, ram, 0, data)
     }
+
+    /// The same memory for somebody on another thread.
+    pub(crate) fn share(&self, ram: &dyn GuestRam) -> GuestBacking {
+        GuestBacking { pieces: Arc::clone(&self.pieces), len: self.len, ram: ram.share() }
+    }
+}
+
+/// The guest memory behind a resource, for a renderer: bytes are copied, and each access is checked, because memory may be
+/// taken from a guest while it is attached. It stays alive as long as this value.
+pub struct GuestBacking {
+    pieces: Arc<[Piece]>,
+    len: u64,
+    ram: Box<dyn GuestRam + Send>,
+}
+
+/// Bytes that are not, or not any more, guest memory behind a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("bytes {start:#x}+{len:#x} of a backing of {have:#x} bytes are no guest memory")]
+pub struct BackingRange {
+    /// First byte.
+    pub start: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// How many there are.
+    pub have: u64,
+}
+
+#[expect(clippy::len_without_is_empty, reason = "a list without bytes is refused")]
+impl GuestBacking {
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Copies bytes from `start` on to `out`.
+    ///
+    /// # Errors
+    /// [`BackingRange`]; `out` may be written in part.
+    pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), BackingRange> {
+        let range = BackingRange { start, len: out.len() as u64, have: self.len };
+        read(&self.pieces, &*self.ram, start, out).map(drop).ok_or(range)
+    }
+
+    /// Copies `data` to the bytes from `start` on.
+    ///
+    /// # Errors
+    /// [`BackingRange`]; part of it may have been written.
+    pub fn write(&self, start: u64, data: &[u8]) -> Result<(), BackingRange> {
+        let range = BackingRange { start, len: data.len() as u64, have: self.len };
+        if write(&self.pieces, &*self.ram, start, data) { Ok(()) } else { Err(range) }
+    }
+}
+
+impl fmt::Debug for GuestBacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestBacking").field("len", &self.len).field("pieces", &self.pieces.len()).finish()
+    }
+}
+
+fn pieces_of(pieces: &[Piece], range: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let first = pieces.partition_point(|piece| piece.start + piece.len <= range.start);
+    let touched = pieces[first..].iter().take_while(move |piece| piece.start < range.end);
+    touched.map(move |piece| {
+        let (start, end) = (range.start.max(piece.start), range.end.min(piece.start + piece.len));
+        (piece.address + (start - piece.start), end - start)
+    })
+}
+
+fn read(pieces: &[Piece], ram: &dyn GuestRam, start: u64, mut out: &mut [u8]) -> Option<usize> {
+    let end = start.checked_add(out.len() as u64)?;
+    let mut count = 0;
+    for (address, len) in pieces_of(pieces, start..end) {
+        let (now, later) = out.split_at_mut(len as usize);
+        ram.read(address, now).then_some(())?;
+        out = later;
+        count += 1;
+    }
+    out.is_empty().then_some(count)
+}
+
+fn write(pieces: &[Piece], ram: &dyn GuestRam, start: u64, mut data: &[u8]) -> bool {
+    let Some(end) = start.checked_add(data.len() as u64) else { return false };
+    for (address, len) in pieces_of(pieces, start..end) {
+        let (now, later) = data.split_at(len as usize);
+        if !ram.write(address, now) {
+            return false;
+        }
+        data = later;
+    }
+    data.is_empty()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::sync::Mutex;
 
     use super::*;
     use crate::limits::Limits;
 
-    struct Ram(RefCell<Vec<u8>>);
+    #[derive(Clone)]
+    struct Ram(Arc<Mutex<Vec<u8>>>);
+
+    impl Ram {
+        fn new(len: usize) -> Self {
+            Self(Arc::new(Mutex::new(vec![0; len])))
+        }
+        fn bytes(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+            self.0.lock().expect("no panic meanwhile")
+        }
+    }
 
     impl GuestRam for Ram {
         fn contains(&self, address: u64, len: u64) -> bool {
-            address.checked_add(len).is_some_and(|end| end <= self.0.borrow().len() as u64)
+            address.checked_add(len).is_some_and(|end| end <= self.bytes().len() as u64)
         }
         fn write(&self, address: u64, data: &[u8]) -> bool {
             let fits = self.contains(address, data.len() as u64);
             if fits {
-                self.0.borrow_mut()[address as usize..][..data.len()].copy_from_slice(data);
+                self.bytes()[address as usize..][..data.len()].copy_from_slice(data);
             }
             fits
         }
         fn read(&self, address: u64, out: &mut [u8]) -> bool {
             let fits = self.contains(address, out.len() as u64);
             if fits {
-                out.copy_from_slice(&self.0.borrow()[address as usize..][..out.len()]);
+                out.copy_from_slice(&self.bytes()[address as usize..][..out.len()]);
             }
             fits
+        }
+        fn share(&self) -> Box<dyn GuestRam + Send> {
+            Box::new(self.clone())
         }
     }
 
@@ -138,7 +241,7 @@ mod tests {
 
     #[test]
     fn an_entry_outside_ram_is_never_accepted() {
-        let ram = Ram(RefCell::new(vec![0; 64]));
+        let ram = Ram::new(64);
         let ledger = Ledger::new(&Limits { backing_entries: 3, ..Limits::default() });
         let backing = |entries: &[MemEntry], size| Backing::new(entries, size, &ram, &ledger);
         for bad in [entry(60, 5), entry(u64::MAX, 2), entry(0, 0), entry(64, 1)] {
@@ -151,14 +254,37 @@ mod tests {
 
     #[test]
     fn a_message_over_several_pieces_is_written_whole_and_in_order() {
-        let ram = Ram(RefCell::new(vec![0; 64]));
+        let ram = Ram::new(64);
         let ledger = Ledger::new(&Limits::default());
         let list = [entry(32, 4), entry(0, 4), entry(4, 4)];
         let backing = Backing::new(&list, 12, &ram, &ledger).expect("valid");
         assert_eq!((backing.pieces.len(), backing.len()), (2, 12));
         assert!(backing.write(&ram, b"abcdefghij"));
-        assert_eq!(&ram.0.borrow()[32..36], b"abcd");
-        assert_eq!(&ram.0.borrow()[..8], b"efghij\0\0");
+        assert_eq!(&ram.bytes()[32..36], b"abcd");
+        assert_eq!(&ram.bytes()[..8], b"efghij\0\0");
         assert!(!backing.write(&ram, &[1; 13]));
+    }
+
+    #[test]
+    fn a_range_is_read_from_where_it_lies_and_never_past_the_end() {
+        let ram = Ram::new(64);
+        ram.bytes().iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8);
+        let ledger = Ledger::new(&Limits::default());
+        let list = [entry(32, 4), entry(0, 2), entry(50, 6)];
+        let backing = Backing::new(&list, 12, &ram, &ledger).expect("valid");
+        let whole = [32, 33, 34, 35, 0, 1, 50, 51, 52, 53, 54, 55];
+        for start in 0..12 {
+            for end in start..=12 {
+                let mut out = vec![0xff; end - start];
+                assert!(backing.read(&ram, start as u64, &mut out).is_some());
+                assert_eq!(out, whole[start..end]);
+            }
+            assert!(backing.read(&ram, start as u64, &mut vec![0; 13 - start]).is_none());
+        }
+        assert!(backing.read(&ram, u64::MAX, &mut [0; 2]).is_none());
+        let shared = backing.share(&ram);
+        shared.write(5, &[9, 9]).expect("inside");
+        assert_eq!((ram.bytes()[1], ram.bytes()[50]), (9, 9));
+        assert_eq!(shared.write(11, &[0; 2]), Err(BackingRange { start: 11, len: 2, have: 12 }));
     }
 }

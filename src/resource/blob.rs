@@ -1,4 +1,4 @@
-//! A blob: guest memory, or a host buffer with the state machine of its mapping.
+//! Blobs: guest memory, or a host buffer with the state machine of its mapping.
 //! A lease on the window exists only inside [`MapState::Mapped`] or inside the future that is placing or clearing it.
 
 use std::rc::Rc;
@@ -6,12 +6,6 @@ use std::rc::Rc;
 use super::Backing;
 use crate::buffer::HeldBuffer;
 use crate::window::Placed;
-
-/// Memory that a resource names.
-pub(crate) enum Blob {
-    Guest(GuestBlob),
-    Host(HostBlob),
-}
 
 /// A blob in guest memory, with or without the list that says where.
 pub(crate) struct GuestBlob {

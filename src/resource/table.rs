@@ -43,8 +43,9 @@ impl<K: Key, T> Table<K, T> {
         self.rows.get_mut(key).map(|(_, row)| row)
     }
 
-    pub(crate) fn by_id_mut(&mut self, id: u32) -> Option<&mut T> {
-        self.get_mut(self.key(id)?)
+    /// A row with its id.
+    pub(crate) fn entry(&self, key: K) -> Option<(u32, &T)> {
+        self.rows.get(key).map(|(id, row)| (*id, row))
     }
 
     pub(crate) fn remove(&mut self, key: K) -> Option<T> {
@@ -80,6 +81,6 @@ mod tests {
         assert_eq!(table.get(first), None);
         assert_eq!(table.remove(first), None);
         assert_eq!(table.get(second), Some(&"second"));
-        assert_eq!(table.by_id_mut(7), Some(&mut "second"));
+        assert_eq!(table.entry(second), Some((7, &"second")));
     }
 }

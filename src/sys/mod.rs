@@ -6,6 +6,7 @@ pub(crate) mod dma_heap;
 pub(crate) mod dmabuf;
 #[cfg_attr(not(any(test, feature = "sources")), expect(dead_code, reason = "the device itself only reads"))]
 pub(crate) mod mapping;
+pub(crate) mod pages;
 pub(crate) mod reservation;
 pub(crate) mod ring;
 #[cfg(feature = "sources")]

@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
+use super::pages::Pages;
 use super::reservation::Reservation;
 
 /// `madvise` advice for a range of a reservation (`asm-generic/mman-common.h`).
@@ -27,6 +28,9 @@ pub(crate) enum Advice {
     /// `MADV_POPULATE_WRITE`: make the pages present for writing.
     PopulateWrite = 23,
 }
+
+/// As many bytes of whole pages as an operation's length can state.
+const WHOLE_PAGES: u32 = !0xffff;
 
 /// Entries of a runtime's submission queue, as tokio-uring has it by default.
 const ENTRIES: u32 = 256;
@@ -75,6 +79,18 @@ pub(crate) async fn advise(memory: Arc<Reservation>, offset: u64, len: u32, advi
     // SAFETY: the range was checked to lie in `memory`, which the operation keeps mapped until it has completed; advice
     // of these kinds invalidates no reference, because a reservation hands out none.
     unsafe { submit(memory, entry) }.await
+}
+
+/// Frees pages on a worker thread of the ring; unmapping what is left of them costs next to nothing.
+///
+/// # Errors
+/// What the kernel answers; the pages are gone all the same.
+pub(crate) async fn free(pages: Pages) -> io::Result<()> {
+    let len = u32::try_from(pages.len()).unwrap_or(WHOLE_PAGES);
+    let entry = opcode::Madvise::new(pages.as_ptr().cast(), i64::from(len), Advice::DontNeed as i32).build();
+    // SAFETY: the range lies in `pages`, which the operation keeps mapped until it has completed; whoever had references to
+    // them has given them up with the value.
+    unsafe { submit(pages, entry) }.await
 }
 
 /// Closes a descriptor on a worker thread of the ring, where freeing a large file's pages holds nobody up.

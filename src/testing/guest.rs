@@ -97,12 +97,17 @@ impl Answer {
 /// Interrupts as eventfds, and a count of the times that the device asked for a reset.
 struct Lines {
     queues: [OwnedFd; 2],
+    config: OwnedFd,
     resets: Arc<AtomicU64>,
 }
 
 impl Interrupt for Lines {
     fn queue(&self, index: u16) {
         let _ = rustix::io::write(&self.queues[usize::from(index)], &1u64.to_ne_bytes());
+    }
+
+    fn config_changed(&self) {
+        let _ = rustix::io::write(&self.config, &1u64.to_ne_bytes());
     }
 
     fn needs_reset(&self) {
@@ -125,6 +130,7 @@ pub struct Guest {
     control: Port,
     cursor: Port,
     options: GuestOptions,
+    config: OwnedFd,
     needs_resets: Arc<AtomicU64>,
 }
 
@@ -161,7 +167,7 @@ impl Guest {
             arrived: HashMap::new(),
         };
         let (control, cursor) = (port(options.queue_size), port(16));
-        Self { device, ram, control, cursor, options, needs_resets: Arc::default() }
+        Self { device, ram, control, cursor, options, config: event(), needs_resets: Arc::default() }
     }
 
     /// What the guest hands to its device at DRIVER_OK.
@@ -173,7 +179,7 @@ impl Guest {
             memory: self.ram.space(),
             control: setup(&self.control),
             cursor: setup(&self.cursor),
-            interrupt: Box::new(Lines { queues, resets: Arc::clone(&self.needs_resets) }),
+            interrupt: Box::new(Lines { queues, config: clone(&self.config), resets: Arc::clone(&self.needs_resets) }),
         }
     }
 
@@ -213,6 +219,15 @@ impl Guest {
     #[must_use]
     pub fn needs_resets(&self) -> u64 {
         self.needs_resets.load(Ordering::SeqCst)
+    }
+
+    /// How often the device said since the last call that its configuration space has changed.
+    pub fn take_config_changes(&mut self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.config, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
     }
 
     fn port(&mut self, lane: Lane) -> &mut Port {

@@ -9,6 +9,7 @@ mod driver_queue;
 mod guest;
 mod ram;
 mod request;
+mod screen;
 
 pub use channel::{GuestChannel, HostPeer, HostService, Message};
 pub use driver_queue::{
@@ -17,3 +18,4 @@ pub use driver_queue::{
 pub use guest::{Answer, DEADLINE, Guest, GuestOptions, Lane};
 pub use ram::GuestRam;
 pub use request::Request;
+pub use screen::{Screen, Shown, Viewer};

@@ -4,9 +4,10 @@ use zerocopy::IntoBytes;
 
 use crate::protocol::cross_domain::{Init, MAX_IDENTIFIERS, SendReceive, StreamHeader, command, id_type};
 use crate::protocol::wire::{
-    AttachBacking, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, CtxCreate, FLAG_FENCE,
-    FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, Header, MemEntry, Rect, ResourceCreateBlob, ResourceId,
-    ResourceMapBlob, SetScanout, Submit3d, UpdateCursor, command_type as kind,
+    AttachBacking, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, Box3d, CtxCreate,
+    FLAG_FENCE, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, GetEdid, Header, MemEntry, Rect, ResourceCreate2d,
+    ResourceCreate3d, ResourceCreateBlob, ResourceFlush, ResourceId, ResourceMapBlob, SetScanout, SetScanoutBlob,
+    Submit3d, TransferHost3d, TransferToHost2d, UpdateCursor, command_type as kind,
 };
 
 /// The bytes of a request, and how much room its answer takes.
@@ -179,24 +180,152 @@ impl Request {
         Self::on_resource(kind::RESOURCE_DETACH_BACKING, resource)
     }
 
-    /// `SET_SCANOUT`.
+    /// `GET_EDID`.
     #[must_use]
-    pub fn set_scanout(scanout: u32, resource: u32) -> Self {
-        let rect = Rect { x: 0.into(), y: 0.into(), width: 64.into(), height: 64.into() };
-        let body = SetScanout { rect, scanout_id: scanout.into(), resource_id: resource.into() };
+    pub fn get_edid(scanout: u32) -> Self {
+        let body = GetEdid { scanout: scanout.into(), padding: 0.into() };
+        Self::new(kind::GET_EDID, body.as_bytes()).response_len(1056)
+    }
+
+    /// `RESOURCE_ASSIGN_UUID`.
+    #[must_use]
+    pub fn assign_uuid(resource: u32) -> Self {
+        Self::on_resource(kind::RESOURCE_ASSIGN_UUID, resource).response_len(40)
+    }
+
+    /// `RESOURCE_CREATE_2D`; `format` is the wire's number.
+    #[must_use]
+    pub fn create_2d(resource: u32, format: u32, width: u32, height: u32) -> Self {
+        let body = ResourceCreate2d {
+            resource_id: resource.into(),
+            format: format.into(),
+            width: width.into(),
+            height: height.into(),
+        };
+        Self::new(kind::RESOURCE_CREATE_2D, body.as_bytes())
+    }
+
+    /// `TRANSFER_TO_HOST_2D` of a rectangle: x, y, width, height.
+    #[must_use]
+    pub fn transfer_2d(resource: u32, rect: [u32; 4], offset: u64) -> Self {
+        let body = TransferToHost2d {
+            rect: wire_rect(rect),
+            offset: offset.into(),
+            resource_id: resource.into(),
+            padding: 0.into(),
+        };
+        Self::new(kind::TRANSFER_TO_HOST_2D, body.as_bytes())
+    }
+
+    /// `RESOURCE_FLUSH` of a rectangle: x, y, width, height.
+    #[must_use]
+    pub fn flush(resource: u32, rect: [u32; 4]) -> Self {
+        let body = ResourceFlush { rect: wire_rect(rect), resource_id: resource.into(), padding: 0.into() };
+        Self::new(kind::RESOURCE_FLUSH, body.as_bytes())
+    }
+
+    /// `SET_SCANOUT` of a rectangle of the resource: x, y, width, height.
+    #[must_use]
+    pub fn set_scanout(scanout: u32, resource: u32, rect: [u32; 4]) -> Self {
+        let body = SetScanout { rect: wire_rect(rect), scanout_id: scanout.into(), resource_id: resource.into() };
         Self::new(kind::SET_SCANOUT, body.as_bytes())
     }
 
-    /// `MOVE_CURSOR`.
+    /// `SET_SCANOUT_BLOB` of a whole picture in one plane: width, height, the wire's number of a format, bytes from row to
+    /// row, and where it begins.
     #[must_use]
-    pub fn move_cursor(scanout: u32) -> Self {
-        Self::new(kind::MOVE_CURSOR, cursor(scanout, 0).as_bytes())
+    pub fn set_scanout_blob(
+        scanout: u32,
+        resource: u32,
+        size: [u32; 2],
+        format: u32,
+        stride: u32,
+        offset: u32,
+    ) -> Self {
+        let mut body = Self::scanout_blob(scanout, resource, [0, 0, size[0], size[1]], size, format);
+        body.strides[0] = stride.into();
+        body.offsets[0] = offset.into();
+        Self::with_scanout_blob(&body)
+    }
+
+    /// The body of a `SET_SCANOUT_BLOB` without planes, to be changed.
+    #[must_use]
+    pub fn scanout_blob(scanout: u32, resource: u32, rect: [u32; 4], size: [u32; 2], format: u32) -> SetScanoutBlob {
+        SetScanoutBlob {
+            rect: wire_rect(rect),
+            scanout_id: scanout.into(),
+            resource_id: resource.into(),
+            width: size[0].into(),
+            height: size[1].into(),
+            format: format.into(),
+            padding: 0.into(),
+            strides: [0.into(); 4],
+            offsets: [0.into(); 4],
+        }
+    }
+
+    /// `SET_SCANOUT_BLOB` with every value.
+    #[must_use]
+    pub fn with_scanout_blob(body: &SetScanoutBlob) -> Self {
+        Self::new(kind::SET_SCANOUT_BLOB, body.as_bytes())
+    }
+
+    /// `RESOURCE_CREATE_3D` of one layer and one level.
+    #[must_use]
+    pub fn create_3d(resource: u32, target: u32, format: u32, width: u32, height: u32) -> Self {
+        let one = || 1.into();
+        let body = ResourceCreate3d {
+            resource_id: resource.into(),
+            target: target.into(),
+            format: format.into(),
+            bind: 0.into(),
+            width: width.into(),
+            height: height.into(),
+            depth: one(),
+            array_size: one(),
+            last_level: 0.into(),
+            nr_samples: 0.into(),
+            flags: 0.into(),
+            padding: 0.into(),
+        };
+        Self::new(kind::RESOURCE_CREATE_3D, body.as_bytes())
+    }
+
+    /// `TRANSFER_TO_HOST_3D` of a rectangle of the first layer: x, y, width, height.
+    #[must_use]
+    pub fn transfer_to_host_3d(context: u32, resource: u32, rect: [u32; 4], offset: u64) -> Self {
+        Self::transfer_3d(kind::TRANSFER_TO_HOST_3D, context, resource, rect, offset)
+    }
+
+    /// `TRANSFER_FROM_HOST_3D` of a rectangle of the first layer: x, y, width, height.
+    #[must_use]
+    pub fn transfer_from_host_3d(context: u32, resource: u32, rect: [u32; 4], offset: u64) -> Self {
+        Self::transfer_3d(kind::TRANSFER_FROM_HOST_3D, context, resource, rect, offset)
+    }
+
+    fn transfer_3d(kind: u32, context: u32, resource: u32, rect: [u32; 4], offset: u64) -> Self {
+        let [x, y, w, h] = rect.map(Into::into);
+        let body = TransferHost3d {
+            region: Box3d { x, y, z: 0.into(), w, h, d: 1.into() },
+            offset: offset.into(),
+            resource_id: resource.into(),
+            level: 0.into(),
+            stride: 0.into(),
+            layer_stride: 0.into(),
+        };
+        Self::new(kind, body.as_bytes()).context(context)
+    }
+
+    /// `MOVE_CURSOR`, with values that it must ignore.
+    #[must_use]
+    pub fn move_cursor(scanout: u32, position: (i32, i32)) -> Self {
+        Self::new(kind::MOVE_CURSOR, cursor(scanout, 77, position, (1, 2)).as_bytes())
     }
 
     /// `UPDATE_CURSOR`.
     #[must_use]
-    pub fn update_cursor(scanout: u32, resource: u32) -> Self {
-        Self::new(kind::UPDATE_CURSOR, cursor(scanout, resource).as_bytes())
+    pub fn update_cursor(scanout: u32, resource: u32, position: (i32, i32), hot: (u32, u32)) -> Self {
+        Self::new(kind::UPDATE_CURSOR, cursor(scanout, resource, position, hot).as_bytes())
     }
 
     fn on_resource(kind: u32, resource: u32) -> Self {
@@ -250,15 +379,20 @@ fn stream_header(cmd: u8, size: u16) -> StreamHeader {
     StreamHeader { cmd, ring_idx: 0, cmd_size: size.into(), padding: 0.into() }
 }
 
-fn cursor(scanout: u32, resource: u32) -> UpdateCursor {
+fn wire_rect(rect: [u32; 4]) -> Rect {
+    let [x, y, width, height] = rect.map(Into::into);
+    Rect { x, y, width, height }
+}
+
+fn cursor(scanout: u32, resource: u32, position: (i32, i32), hot: (u32, u32)) -> UpdateCursor {
     UpdateCursor {
         scanout_id: scanout.into(),
-        x: 10.into(),
-        y: 20.into(),
+        x: position.0.cast_unsigned().into(),
+        y: position.1.cast_unsigned().into(),
         pos_padding: 0.into(),
         resource_id: resource.into(),
-        hot_x: 0.into(),
-        hot_y: 0.into(),
+        hot_x: hot.0.into(),
+        hot_y: hot.1.into(),
         padding: 0.into(),
     }
 }

@@ -28,7 +28,7 @@ fn no_kind_of_request_ends_the_device() {
         }
     }
     for request in [kind::TRANSFER_FROM_HOST_3D, kind::SET_SCANOUT_BLOB, kind::UPDATE_CURSOR, kind::MOVE_CURSOR] {
-        let answer = setup.guest.command(&Request::new(request, &[0; 72]));
+        let answer = setup.guest.command(&Request::new(request, &[0xff; 72]));
         assert!(is_error(answer.kind()), "{request:#x}: answered {:#x}", answer.kind());
     }
     setup.guest.settle();
@@ -50,10 +50,11 @@ fn no_blob_flag_ends_the_device() {
 fn the_cursor_queue_is_not_left_alone() {
     let mut setup = Setup::new();
     for _ in 0..500 {
-        let token = setup.guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+        let token = setup.guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
         setup.guest.wait_on(Lane::Cursor, token).ok();
     }
-    let tokens: Vec<_> = (0..8).map(|_| setup.guest.submit_on(Lane::Cursor, &Request::move_cursor(0))).collect();
+    let tokens: Vec<_> =
+        (0..8).map(|_| setup.guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)))).collect();
     for token in tokens {
         setup.guest.wait_on(Lane::Cursor, token).ok();
     }
@@ -98,7 +99,7 @@ fn a_head_outside_the_ring_does_not_wedge_the_device_in_silence() {
         std::thread::yield_now();
     }
     assert_eq!(setup.guest.device().counters().rings_broken, 1);
-    let token = setup.guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+    let token = setup.guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
     setup.guest.wait_on(Lane::Cursor, token).ok();
     setup.guest.reset();
     setup.guest.activate();
@@ -152,7 +153,7 @@ fn every_command(setup: &Setup) -> Vec<Request> {
         Request::ctx_detach(9, 20),
         Request::submit(CONTEXT, &[]),
         Request::ctx_destroy(9),
-        Request::set_scanout(0, 0),
+        Request::set_scanout(0, 0, [0, 0, 64, 64]),
         Request::unref(20),
     ]
 }

@@ -36,7 +36,7 @@ fn work(mut guest: Guest, window: HostWindow, rounds: u64) -> JoinHandle<Guest> 
             let mut seen = [0; 3];
             window.read((round % 8) * PAGE + 99, &mut seen).expect("in the window");
             assert_eq!(seen, [0x5a; 3]);
-            let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+            let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
             let tokens: Vec<Token> = (0..40).map(|_| guest.submit(&Request::display_info())).collect();
             tokens.into_iter().for_each(|token| drop(guest.wait(token).ok()));
             guest.wait_on(Lane::Cursor, cursor).ok();

@@ -22,7 +22,7 @@ fn a_slow_map_never_holds_up_a_command_on_anything_else() {
     guest.command(&Request::ctx_attach(2, 5)).ok();
     guest.command(&Request::ctx_destroy(2)).ok();
     guest.command(&Request::submit(1, &Request::stream_poll())).ok();
-    let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+    let cursor = guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
     guest.wait_on(Lane::Cursor, cursor).ok();
     assert_waiting(&mut guest, std::slice::from_ref(&slow));
     call.answer(Ok(()));

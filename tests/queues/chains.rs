@@ -27,7 +27,7 @@ fn program() -> Vec<Request> {
         Request::unref(4),
         Request::unref(4),
         Request::ctx_destroy(3),
-        Request::set_scanout(0, 0),
+        Request::set_scanout(0, 0, [0, 0, 64, 64]),
         Request::new(0xdead, &[1; 40]),
     ]
 }
@@ -81,9 +81,10 @@ fn no_layout_of_a_chain_changes_an_answer() {
 fn no_misbehaving_chain_is_kept_returned_twice_or_harms_its_neighbours() {
     for features in [OFFERED, OFFERED & !INDIRECT_DESC] {
         for how in Misbehaviour::ALL {
-            for (lane, request) in
-                [(Lane::Control, Request::display_info()), (Lane::Cursor, Request::move_cursor(0).response_len(24))]
-            {
+            for (lane, request) in [
+                (Lane::Control, Request::display_info()),
+                (Lane::Cursor, Request::move_cursor(0, (10, 20)).response_len(24)),
+            ] {
                 let mut guest = guest_with(features);
                 let before = guest.add(lane, &request);
                 let bad = guest.queue(lane).add_misbehaving(how, &request.bytes(), request.room()).expect("room");

@@ -37,7 +37,7 @@ fn counters(guest: &Guest) -> Counters {
 #[track_caller]
 fn cursor_lives(guest: &mut Guest) {
     for _ in 0..4 {
-        let token = guest.submit_on(Lane::Cursor, &Request::move_cursor(0));
+        let token = guest.submit_on(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
         guest.wait_on(Lane::Cursor, token).ok();
     }
 }

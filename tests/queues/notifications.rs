@@ -11,7 +11,7 @@ fn signals(guest: &mut Guest, lane: Lane, wanted: bool, count: u64) -> (u64, u64
     guest.queue(lane).set_interrupts(wanted);
     let before = counters(guest);
     for round in 1..=count {
-        let request = if lane == Lane::Control { Request::display_info() } else { Request::move_cursor(0) };
+        let request = if lane == Lane::Control { Request::display_info() } else { Request::move_cursor(0, (10, 20)) };
         let _ = guest.submit_on(lane, &request);
         take_used(guest, lane, 1);
         let done = || {
@@ -85,7 +85,7 @@ fn requests_that_came_before_activation_are_never_lost() {
             let device = Builder::new().spawn().expect("a device");
             let mut guest = Guest::powered_off(device, GuestOptions { features, ..GuestOptions::default() });
             let control = guest.add(Lane::Control, &Request::display_info());
-            let cursor = guest.add(Lane::Cursor, &Request::move_cursor(0));
+            let cursor = guest.add(Lane::Cursor, &Request::move_cursor(0, (10, 20)));
             for lane in [Lane::Control, Lane::Cursor] {
                 let _ = guest.queue(lane).publish();
                 if kicked {
@@ -106,7 +106,7 @@ fn requests_that_came_before_activation_are_never_lost() {
 fn indices_that_wrap_never_lose_a_command_or_a_notification() {
     for (features, batch) in [(OFFERED, 61), (OFFERED & !EVENT_IDX, 64)] {
         let mut guest = guest_with(features);
-        let request = Request::set_scanout(0, 0);
+        let request = Request::set_scanout(0, 0, [0, 0, 64, 64]);
         let (mut left, mut served) = (70_000, 0);
         while left > 0 {
             let count = batch.min(left);

@@ -1,0 +1,157 @@
+//! 2D resources: RESOURCE_CREATE_2D, TRANSFER_TO_HOST_2D; and what stands behind any resource: RESOURCE_ATTACH_BACKING,
+//! RESOURCE_DETACH_BACKING.
+
+use std::rc::Rc;
+
+use smallvec::{SmallVec, smallvec};
+
+use super::turns::PIECE_COST;
+use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
+use crate::display::{area, checked, inside};
+use crate::limits::Quota;
+use crate::protocol::format::PIXEL;
+use crate::protocol::wire::{MemEntry, ResourceCreate2d, TransferToHost2d};
+use crate::resource::{Backing, GuestRam, Image, Memory, ResourceKey};
+use crate::seams::{Area, Work};
+use crate::sys::pages::Pages;
+
+/// The resource, and its backing.
+pub(super) fn claims(resource: u32) -> Claims {
+    smallvec![Claim::Resource(resource)]
+}
+
+/// A transfer that is under way.
+struct Transfer {
+    resource: ResourceKey,
+    area: Area,
+    /// Where the row to copy next begins in the backing.
+    from: u64,
+}
+
+impl Gpu {
+    pub(super) fn create_2d(&mut self, create: &ResourceCreate2d) -> Result<Response, Refusal> {
+        let id = create.resource_id.get();
+        if !self.resources.is_free(id) {
+            return Err(Refusal::ResourceId { id });
+        }
+        let (width, height) = (create.width.get(), create.height.get());
+        let format = checked(create.format.get(), width, height)?;
+        let size = Image::size(width, height);
+        let charge = self.ledger.charge(Quota::Resources, 1)?;
+        let bytes = self.ledger.charge(Quota::ImageBytes, size)?;
+        let len = usize::try_from(size).map_err(|_| Refusal::NoMemory { bytes: size })?;
+        let pixels = Pages::zeroed(len).map_err(|_| Refusal::NoMemory { bytes: size })?;
+        let image = Image { format, width, height, pixels, backing: None, charge: bytes };
+        self.insert(id, Memory::Image(image), charge);
+        Ok(Response::NoData)
+    }
+
+    /// Adds a resource under a free id.
+    pub(super) fn insert(&mut self, id: u32, memory: Memory, charge: crate::limits::Charge) {
+        self.resources.insert(id, Resource { memory, contexts: SmallVec::new(), uuid: None, charge });
+    }
+
+    pub(super) fn transfer_to_host_2d(&mut self, transfer: &TransferToHost2d) -> Result<Step, Refusal> {
+        let (key, resource) = self.resource(transfer.resource_id.get())?;
+        let image = match &resource.memory {
+            Memory::Image(image) => image,
+            // Linux transfers what it has drawn into any buffer of its own, and this one is in the guest's memory already.
+            Memory::Guest(_) => return Ok(Step::Done(Response::NoData)),
+            _ => return Err(Refusal::Parameter("the resource is no 2D resource")),
+        };
+        let area = area(&transfer.rect);
+        inside(area, image.width, image.height)?;
+        let backing = image.backing.as_ref().ok_or(Refusal::Parameter("the resource has no backing"))?;
+        let (rows, row) = (u64::from(area.height - 1), u64::from(area.width * PIXEL));
+        let end = transfer.offset.get().checked_add(image.stride() * rows + row);
+        if end.is_none_or(|end| end > backing.len()) {
+            return Err(Refusal::Parameter("the transfer ends behind the backing"));
+        }
+        self.transfer(Transfer { resource: key, area, from: transfer.offset.get() })
+    }
+
+    /// Copies what this turn has room for, and the rest in turns to come.
+    fn transfer(&mut self, mut transfer: Transfer) -> Result<Step, Refusal> {
+        let ram = self.ram()?;
+        while transfer.area.height > 0 {
+            let left = self.turns.left();
+            if left == 0 {
+                let next = Work::Later(self.turns.next());
+                return Step::and_then(next, self, move |gpu, ()| gpu.transfer(transfer));
+            }
+            let Some(Memory::Image(image)) = self.resources.get_mut(transfer.resource).map(|row| &mut row.memory)
+            else {
+                return Err(Refusal::Parameter("the resource has gone meanwhile"));
+            };
+            let cost = transfer.copy(image, &*ram, left)?;
+            self.turns.spend(cost);
+        }
+        Ok(Step::Done(Response::NoData))
+    }
+}
+
+impl Transfer {
+    /// Copies rows, about `most` bytes of them and at least one, and says what that has cost.
+    fn copy(&mut self, image: &mut Image, ram: &dyn GuestRam, most: usize) -> Result<usize, Refusal> {
+        let (stride, row) = (image.stride(), u64::from(self.area.width * PIXEL));
+        // Whole rows lie one after the other, in the image and behind it: any number of them is one copy.
+        let rows = if row == stride { (most as u64 / row).clamp(1, u64::from(self.area.height)) } else { 1 };
+        let to = stride * u64::from(self.area.y) + u64::from(self.area.x * PIXEL);
+        let backing = image.backing.as_ref().ok_or(Refusal::Parameter("the resource has no backing"))?;
+        let out = &mut image.pixels[to as usize..][..(row * rows) as usize];
+        let pieces = backing.read(ram, self.from, out);
+        let pieces = pieces.ok_or(Refusal::Parameter("the backing is guest memory no more"))?;
+        let cost = out.len().max(pieces * PIECE_COST);
+        self.area.y += rows as u32;
+        self.area.height -= rows as u32;
+        self.from += stride * rows;
+        Ok(cost)
+    }
+}
+
+impl Gpu {
+    pub(super) fn attach_backing(&mut self, id: u32, entries: &[MemEntry]) -> Result<Step, Refusal> {
+        let (ram, ledger) = (self.ram()?, Rc::clone(&self.ledger));
+        let key = self.resources.key(id).ok_or(Refusal::UnknownResource { id })?;
+        let resource = self.resources.get_mut(key).ok_or(Refusal::UnknownResource { id })?;
+        let least = match &resource.memory {
+            Memory::Guest(blob) => blob.size,
+            // Each transfer says what it needs.
+            _ => 1,
+        };
+        let slot = resource.memory.backing_mut();
+        let slot = slot.ok_or(Refusal::Parameter("a blob of host memory has no backing"))?;
+        if slot.is_some() {
+            return Err(Refusal::Parameter("the resource has backing already"));
+        }
+        let backing = Backing::new(entries, least, &*ram, &ledger)?;
+        let shared = backing.share(&*ram);
+        *slot = Some(backing);
+        match (&resource.memory, self.renderer.clone()) {
+            (Memory::Rendered(_), Some(renderer)) => {
+                let work = Work::Later(renderer.attach_backing(id, shared));
+                Step::after(work, self, |_, told| Ok(told.map(|()| Response::NoData)?))
+            }
+            _ => Ok(Step::Done(Response::NoData)),
+        }
+    }
+
+    pub(super) fn detach_backing(&mut self, id: u32) -> Result<Step, Refusal> {
+        let key = self.resources.key(id).ok_or(Refusal::UnknownResource { id })?;
+        let resource = self.resources.get_mut(key).ok_or(Refusal::UnknownResource { id })?;
+        let slot = resource.memory.backing_mut();
+        let slot = slot.ok_or(Refusal::Parameter("a blob of host memory has no backing"))?;
+        let detached = slot.take().ok_or(Refusal::Parameter("the resource has no backing"))?;
+        match (&resource.memory, self.renderer.clone()) {
+            (Memory::Rendered(_), Some(renderer)) => {
+                let work = Work::Later(renderer.detach_backing(id));
+                Step::after(work, self, move |_, told| {
+                    // Charged for as long as the renderer may copy.
+                    drop(detached);
+                    Ok(told.map(|()| Response::NoData)?)
+                })
+            }
+            _ => Ok(Step::Done(Response::NoData)),
+        }
+    }
+}
