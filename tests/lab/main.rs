@@ -6,5 +6,6 @@ mod dmabufs;
 mod exporters;
 mod fences;
 mod guests;
+mod scanouts;
 mod vcpu;
 mod vgem;
