@@ -8,7 +8,7 @@ use virtio_gpu_uring::protocol::features::{
     BLOB_ALIGNMENT, CONTEXT_INIT, FeatureError, OFFERED, RESOURCE_BLOB, VERSION_1, VIRGL,
 };
 use virtio_gpu_uring::protocol::wire::{
-    CAPSET_CROSS_DOMAIN, FLAG_FENCE, FLAG_INFO_RING_IDX, command_type as kind, response_type as response,
+    CAPSET_CROSS_DOMAIN, FLAG_FENCE, FLAG_INFO_RING_IDX, response_type as response,
 };
 use virtio_gpu_uring::testing::{Answer, Guest, GuestOptions, Lane, Layout, Request};
 use virtio_gpu_uring::{Builder, HostBuffer, HostWindow};
