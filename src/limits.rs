@@ -18,8 +18,7 @@ pub struct Limits {
     /// Bytes of host memory that a guest may cause to be copied: read-only buffers, each in full while it is mapped,
     /// messages that a host service has not taken yet, and lists and streams of commands that wait for earlier ones.
     pub host_bytes: u64,
-    /// Bytes of 2D resources' own pixels, and of what is copied from host buffers for displays. Pixels that no transfer has
-    /// touched cost the host nothing yet.
+    /// Bytes of 2D resources' own pixels; those that no transfer has touched cost the host nothing yet.
     pub image_bytes: u64,
     /// File descriptors of blobs, offers and received items at a time, one for each cross-domain context, and one for each
     /// read of a buffer that the VMM has asked for (two for a dma-buf). The process's own limit must lie above it.

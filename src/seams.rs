@@ -6,7 +6,7 @@ use std::future::Future;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 
-use crate::protocol::format::{Format, PIXEL};
+use crate::protocol::format::{CURSOR_SIDE, Format, PIXEL};
 pub use crate::sys::reservation::{PlaceError, Protection};
 
 /// What kind of file stands behind a buffer.
@@ -166,30 +166,45 @@ pub struct Plane {
 
 /// The dma-buf that holds a picture.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct DmaBuf<'a> {
     /// Borrowed for the call; a display that keeps it duplicates it.
     pub file: BorrowedFd<'a>,
+    /// The same whenever the guest shows the same blob: a guest that flips has two or three. It means nothing after
+    /// [`Display::forget`].
+    pub id: u64,
     /// Width of the whole buffer's picture in pixels.
     pub width: u32,
     /// Its height.
     pub height: u32,
-    /// Its planes, the first of them always there; the layout of a plane is the exporter's (no modifier, or an implicit one).
+    /// Its planes, the first of them always there.
     pub planes: &'a [Plane],
+    /// The exporter's layout (`DRM_FORMAT_MOD_*`), where it is known: a guest does not say.
+    pub modifier: Option<u64>,
     /// The part of it that the scanout shows.
     pub shown: Area,
 }
 
 /// What a scanout shows.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Picture<'a> {
-    /// Width in pixels.
+    /// Width in pixels: the mode that the guest has set.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
     /// Format of its pixels.
     pub format: Format,
-    /// The dma-buf that it lies in, where it lies in one.
+    /// The dma-buf that it lies in, where it lies in one. Pictures in shared memory are always copied.
     pub buffer: Option<DmaBuf<'a>>,
+}
+
+impl Picture<'_> {
+    /// A picture that lies in no dma-buf: for whoever tries a display without a device.
+    #[must_use]
+    pub fn new(width: u32, height: u32, format: Format) -> Self {
+        Self { width, height, format, buffer: None }
+    }
 }
 
 /// Rows of pixels.
@@ -204,10 +219,11 @@ impl<'a> Pixels<'a> {
     /// `bytes` begins with the first pixel of the first row, and its last row may end with its last pixel.
     ///
     /// # Panics
-    /// Where the bytes are fewer than `height` rows of `width` pixels.
+    /// Where the bytes are fewer than `height` rows of `width` pixels, or the rows overlap.
     #[must_use]
     pub fn new(bytes: &'a [u8], stride: usize, width: u32, height: u32) -> Self {
         let row = width as usize * PIXEL as usize;
+        assert!(stride >= row, "rows of {row} bytes, {stride} from one to the next");
         let len = stride * (height as usize).saturating_sub(1) + row;
         Self { bytes: &bytes[..len], stride: stride.max(1), row }
     }
@@ -240,14 +256,16 @@ impl fmt::Debug for Pixels<'_> {
 
 /// A cursor's image.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Cursor<'a> {
-    /// Width in pixels: 64 as a rule.
+    /// Width in pixels: 64.
     pub width: u32,
-    /// Height in pixels: 64 as a rule.
+    /// Height in pixels: 64.
     pub height: u32,
-    /// Format of its pixels.
+    /// Format of its pixels, whose colours Linux has multiplied by their alpha. That of a blob is not known, and taken for
+    /// what Linux draws cursors in: B8G8R8A8.
     pub format: Format,
-    /// The pixel that points, from the left.
+    /// The pixel that points, from the left: any number, as the guest gives it.
     pub hot_x: u32,
     /// And from the top.
     pub hot_y: u32,
@@ -255,10 +273,35 @@ pub struct Cursor<'a> {
     pub pixels: Pixels<'a>,
 }
 
+impl<'a> Cursor<'a> {
+    /// A cursor of 64 by 64 pixels that points with the pixel at `hot`.
+    ///
+    /// # Panics
+    /// Where the bytes are fewer than those pixels.
+    #[must_use]
+    pub fn new(format: Format, hot: (u32, u32), bytes: &'a [u8]) -> Self {
+        let side = CURSOR_SIDE;
+        let pixels = Pixels::new(bytes, (side * PIXEL) as usize, side, side);
+        Self { width: side, height: side, format, hot_x: hot.0, hot_y: hot.1, pixels }
+    }
+}
+
 /// What shows a scanout: a window, a remote viewer, a recorder.
 ///
 /// All calls come on the device's thread and must not block; whoever encodes or waits does so elsewhere. Futures are polled
-/// on that thread, in the tokio-uring runtime. A display is dropped when it is disconnected, or with the device.
+/// on that thread, in the tokio-uring runtime. A display is dropped there, too, when it is disconnected or replaced, or with
+/// the device: whoever has a thread to end lets it end by itself. One that panics is dropped and counted
+/// ([`Counters::displays_lost`](crate::Counters)); the guest goes on.
+///
+/// | what happens | calls |
+/// |---|---|
+/// | the guest shows something (SET_SCANOUT, SET_SCANOUT_BLOB) | `takes_buffer` where it is a dma-buf, `attach` |
+/// | it flushes (RESOURCE_FLUSH) | `draw` as often as it takes, `frame` |
+/// | it shows nothing, or what it showed is gone (UNREF) | `detach`; the cursor stays |
+/// | a dma-buf is gone that the display has taken | `forget` |
+/// | the device is reset | `detach`, `cursor` without a cursor, `forget`, each where there was something |
+/// | the display is connected, or redrawn | `cursor` where there is one; where something is shown `attach`, `draw`, `frame` |
+/// | it is disconnected or replaced | none but its drop |
 pub trait Display: Send + 'static {
     /// Whether it wants this picture's dma-buf itself. Asked before each [`attach`](Self::attach) of a picture in one;
     /// a display that says no is given bytes.
@@ -267,8 +310,9 @@ pub trait Display: Send + 'static {
         false
     }
 
-    /// The scanout shows this picture from now on, in place of what it showed before. Its pixels come with the guest's next
-    /// flush. `picture.buffer` is there where [`takes_buffer`](Self::takes_buffer) has just said yes: then nothing is
+    /// The scanout shows this picture from now on, in place of what it showed before; of a flush that was under way no more
+    /// comes. A guest flushes what differs: where the picture before was of the same size and format, what is not drawn stays
+    /// as it was. `picture.buffer` is there where [`takes_buffer`](Self::takes_buffer) has just said yes: then nothing is
     /// [drawn](Self::draw). A guest that flips pages attaches a picture for each frame.
     fn attach(&mut self, picture: &Picture<'_>);
 
@@ -277,12 +321,15 @@ pub trait Display: Send + 'static {
     fn draw(&mut self, area: Area, pixels: Pixels<'_>);
 
     /// The guest has flushed `damage`: all of it has been drawn, or lies in the dma-buf (whose implicit fences are the
-    /// display's to wait for). The guest's flush is answered when the work is done, so a display may pace its guest; after
-    /// [`Limits::deadline`](crate::Limits::deadline) it is answered all the same. Other calls may come meanwhile.
+    /// display's to wait for). The guest's flush is answered when the work is done, so a display may pace its guest: with
+    /// dma-bufs that is when the picture *before* is on no screen any more, for the guest draws into that one next.
+    ///
+    /// Other calls may come meanwhile, and further frames. After [`Limits::deadline`](crate::Limits::deadline) the flush is
+    /// answered all the same; the work is dropped then, and at a reset.
     fn frame(&mut self, damage: Area) -> Work<()>;
 
-    /// The cursor's image, `None` where it is hidden, and its position: as the guest gives it, with the image's top left corner
-    /// at `position`, which may lie left of or above the picture.
+    /// The cursor's image, `None` where it is hidden, as it is at first; and its position: as the guest gives it, with the
+    /// image's top left corner at `position`, which may lie left of or above the picture.
     fn cursor(&mut self, cursor: Option<&Cursor<'_>>, position: (i32, i32));
 
     /// The cursor has moved.
@@ -290,4 +337,43 @@ pub trait Display: Send + 'static {
 
     /// The scanout shows nothing from now on; a dma-buf that the display has kept is to be closed.
     fn detach(&mut self);
+
+    /// The dma-buf of this [id](DmaBuf::id) is no more: what the display remembers of it is of no use.
+    fn forget(&mut self, buffer: u64) {
+        let _ = buffer;
+    }
+}
+
+impl<D: Display + ?Sized> Display for Box<D> {
+    fn takes_buffer(&mut self, picture: &Picture<'_>) -> bool {
+        (**self).takes_buffer(picture)
+    }
+
+    fn attach(&mut self, picture: &Picture<'_>) {
+        (**self).attach(picture);
+    }
+
+    fn draw(&mut self, area: Area, pixels: Pixels<'_>) {
+        (**self).draw(area, pixels);
+    }
+
+    fn frame(&mut self, damage: Area) -> Work<()> {
+        (**self).frame(damage)
+    }
+
+    fn cursor(&mut self, cursor: Option<&Cursor<'_>>, position: (i32, i32)) {
+        (**self).cursor(cursor, position);
+    }
+
+    fn move_cursor(&mut self, position: (i32, i32)) {
+        (**self).move_cursor(position);
+    }
+
+    fn detach(&mut self) {
+        (**self).detach();
+    }
+
+    fn forget(&mut self, buffer: u64) {
+        (**self).forget(buffer);
+    }
 }

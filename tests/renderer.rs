@@ -6,6 +6,16 @@
 mod echo;
 #[path = "renderer/faults.rs"]
 mod faults;
+#[path = "renderer/held.rs"]
+mod held;
+#[path = "renderer/memory.rs"]
+mod memory;
+#[path = "renderer/rendered.rs"]
+mod rendered;
+#[path = "renderer/shown.rs"]
+mod shown;
+#[path = "renderer/studio.rs"]
+mod studio;
 
 use std::os::fd::OwnedFd;
 

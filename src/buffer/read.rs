@@ -144,10 +144,20 @@ impl From<Result<Vec<u8>, ReadError>> for Read {
     }
 }
 
+/// Where a read waits for its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// With all others.
+    Pictures,
+    /// With other cursors: a small copy, which no large one may hold up.
+    Cursors,
+}
+
 /// All reads of a device.
 pub(crate) struct Reads {
     deadline: Duration,
     line: Arc<Semaphore>,
+    cursors: Arc<Semaphore>,
     /// For those that the device task copies by itself: one at a time.
     own_line: Arc<Semaphore>,
     /// Changes when the reads that wait are to end.
@@ -156,8 +166,8 @@ pub(crate) struct Reads {
 
 impl Reads {
     pub(crate) fn new(deadline: Duration) -> Self {
-        let [line, own_line] = [COPIES, 1].map(|places| Arc::new(Semaphore::new(places)));
-        Self { deadline, line, own_line, ended: watch::Sender::new(()) }
+        let [line, cursors, own_line] = [COPIES, 1, 1].map(|places| Arc::new(Semaphore::new(places)));
+        Self { deadline, line, cursors, own_line, ended: watch::Sender::new(()) }
     }
 
     /// Ends the reads that wait, now. Copies go on: they end by themselves, or by their deadline.
@@ -186,8 +196,9 @@ impl Reads {
     }
 
     /// Reads a range of a buffer that the read owns; all of it can be read, as far as is known.
-    pub(crate) fn buffer(&self, held: HeldBuffer, range: Range<u64>) -> LocalFuture<Read> {
-        let (line, mut term) = (Arc::clone(&self.line), self.term());
+    pub(crate) fn buffer(&self, held: HeldBuffer, range: Range<u64>, line: Line) -> LocalFuture<Read> {
+        let line = if line == Line::Cursors { &self.cursors } else { &self.line };
+        let (line, mut term) = (Arc::clone(line), self.term());
         Box::pin(async move {
             let HeldBuffer { buffer, fd } = held;
             let (buffer, written) = term.written(buffer).await;

@@ -135,14 +135,14 @@ impl Gpu {
             [] => None,
             entries => Some(Backing::new(entries, size, &*ram, &self.ledger)?),
         };
-        let shared = backing.as_ref().map(|backing| backing.share(&*ram));
+        let shared = backing.as_ref().map(|backing| backing.share(&*ram, &self.lease));
         self.making.insert(Made::Resource(resource));
         let request = BlobRequest { context, resource, blob_id, size, flags };
         let work = Work::Later(renderer.create_shadowed_blob(request, shared));
         Step::after(work, self, move |gpu, created| {
             gpu.making.remove(&Made::Resource(resource));
             created?;
-            let blob = Rendered { id: resource, format: 0, width: 0, height: 0, backing };
+            let blob = Rendered { id: resource, format: 0, width: 0, height: 0, least: size, backing };
             gpu.insert(resource, Memory::Rendered(blob), charge);
             Ok(Response::NoData)
         })
@@ -307,11 +307,7 @@ impl Gpu {
     }
 
     fn retired(&mut self, retired: Retired) -> Result<Response, Refusal> {
-        if retired.quarantined {
-            return Err(self.quarantined(retired.rest));
-        }
-        self.outbox.chores.extend(retired.rest);
-        Ok(Response::NoData)
+        if retired.quarantined { Err(self.quarantined(retired.rest)) } else { Ok(Response::NoData) }
     }
 
     pub(super) fn forget_rendered(&mut self, resource: u32) {

@@ -3,14 +3,18 @@
 
 use super::read::Fetched;
 use super::{Gpu, Refusal, Response, Step};
-use crate::display::{CURSOR_SIDE, CursorImage};
-use crate::protocol::format::{Format, PIXEL};
+use crate::buffer::read::Line;
+use crate::display::CursorImage;
+use crate::protocol::format::{CURSOR_SIDE, Format, PIXEL};
 use crate::protocol::wire::UpdateCursor;
 use crate::resource::Memory;
 use crate::seams::{Area, Work};
 
 /// Bytes of a cursor's image.
 const BYTES: usize = (CURSOR_SIDE * CURSOR_SIDE * PIXEL) as usize;
+
+/// Most pieces of guest memory that a cursor may lie in: it is read at once, and its pages are four.
+const MOST_PIECES: usize = 256;
 
 /// A blob has no format of its own, and the command states none: what Linux draws cursors in.
 const BLOB_FORMAT: Format = Format::B8G8R8A8;
@@ -43,14 +47,14 @@ impl Gpu {
                 (format, Some(pixels))
             }
         };
-        let number = self.scanouts.begin_cursor(scanout);
+        let number = self.scanouts.begin_cursor(scanout, position);
         let Some(pixels) = pixels else {
-            self.scanouts.end_cursor(scanout, number, None, position);
+            self.scanouts.end_cursor(scanout, number, None);
             return Ok(Step::Done(Response::NoData));
         };
         Step::after(pixels, self, move |gpu, fetched| {
             let image = CursorImage { format, hot, pixels: gpu.take_fetched(fetched)? };
-            gpu.scanouts.end_cursor(scanout, number, Some(image), position);
+            gpu.scanouts.end_cursor(scanout, number, Some(image));
             Ok(Response::NoData)
         })
     }
@@ -65,12 +69,15 @@ impl Gpu {
             Memory::Guest(blob) => {
                 let backing = blob.backing.as_ref().ok_or(Refusal::Parameter("the resource has no backing"))?;
                 let mut pixels = vec![0; BYTES];
-                let read = backing.read(&*self.ram()?, 0, &mut pixels);
-                read.ok_or(Refusal::Parameter("the blob is smaller than a cursor"))?;
+                let read = backing.read(&*self.ram()?, 0, &mut pixels, MOST_PIECES);
+                let (bytes, _) = read.ok_or(Refusal::Parameter("the blob is smaller than a cursor"))?;
+                if bytes < BYTES {
+                    return Err(Refusal::Parameter("a cursor in very many pieces"));
+                }
                 Ok((BLOB_FORMAT, Work::Done(pixels.into())))
             }
             Memory::Host(blob) => {
-                let fetching = self.fetch_buffer(blob, 0..BYTES as u64)?;
+                let fetching = self.fetch_buffer(blob, 0..BYTES as u64, Line::Cursors)?;
                 Ok((BLOB_FORMAT, Work::Later(fetching)))
             }
             Memory::Image(_) => Err(Refusal::Parameter("a cursor is 64 pixels wide and high")),

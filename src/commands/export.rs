@@ -1,7 +1,7 @@
 //! Resources that other devices of the VMM may use: RESOURCE_ASSIGN_UUID, and what the VMM finds under the name.
 
 use super::{Gpu, Refusal, Response};
-use crate::buffer::{HostBuffer, ReadError};
+use crate::buffer::HostBuffer;
 use crate::resource::Memory;
 
 /// A resource that the guest has given a name (virtio 1.4, section 5.7.6.8, "exported object"), for another device of the
@@ -21,7 +21,7 @@ pub struct Exported {
 pub enum ExportedMemory {
     /// A host buffer: a descriptor of its own, for whoever asks to keep.
     Host(HostBuffer),
-    /// Guest memory: addresses and lengths in bytes, none while nothing is attached.
+    /// Guest memory: each piece's address and length in bytes; none while nothing is attached.
     Guest(Vec<(u64, u64)>),
     /// The device's own memory or the renderer's, which nobody else can reach.
     Private,
@@ -41,7 +41,7 @@ impl Gpu {
     ///
     /// # Errors
     /// The process has no descriptor left.
-    pub(crate) fn exported(&self, uuid: &[u8; 16]) -> Result<Option<Exported>, ReadError> {
+    pub(crate) fn exported(&self, uuid: &[u8; 16]) -> std::io::Result<Option<Exported>> {
         let Some(key) = self.exports.get(uuid) else { return Ok(None) };
         let Some((resource, row)) = self.resources.entry(*key) else { return Ok(None) };
         let memory = match &row.memory {

@@ -4,26 +4,30 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 
 use super::read::Fetched;
-use super::turns::PIECE_COST;
-use super::{Gpu, Refusal, Response, Step};
+use super::{Gpu, Refusal, Response, Step, Turn};
+use crate::buffer::read::Line;
 use crate::display::{View, area, inside, intersection};
-use crate::limits::{Charge, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::format::PIXEL;
 use crate::protocol::wire::ResourceFlush;
-use crate::resource::{Backing, GuestRam, Image, Memory, ResourceKey};
+use crate::resource::{Backing, GuestRam, Memory, ResourceKey};
 use crate::seams::{Area, LocalFuture, Pixels, Work};
+
+/// Bytes of a picture that are fetched at a time where the device task cannot copy them by itself. Freeing as many takes it
+/// less than half a millisecond.
+const FETCHED: u64 = 2 << 20;
 
 /// A flush that is under way.
 struct Flush {
     resource: ResourceKey,
     /// What is still to be drawn, scanout by scanout.
     parts: VecDeque<Part>,
-    /// Displays that are not done with their frame.
-    waiting: Vec<LocalFuture<()>>,
+    /// Displays that are not done with their frame; whether they were in time.
+    waiting: Vec<LocalFuture<bool>>,
 }
 
 /// What one display is to be shown.
@@ -36,15 +40,43 @@ struct Part {
     damage: Area,
     /// Rows of it that have been drawn.
     drawn: u32,
-    /// The bytes of it, from its first pixel to its last, where they had to be fetched first.
-    fetched: Option<Rows>,
+    /// The rows to be drawn next, where their bytes are not at hand.
+    band: Option<Band>,
 }
 
-/// Rows of pixels that were fetched for a part, with their place in the quota of pixels.
-struct Rows {
+/// Some rows of a part, on their way from where they lie.
+struct Band {
+    rows: Area,
     bytes: Vec<u8>,
     stride: usize,
-    _charge: Charge,
+    /// Bytes that are there.
+    have: usize,
+}
+
+impl Band {
+    fn is_whole(&self) -> bool {
+        self.have == self.bytes.len()
+    }
+
+    /// Copies what lies in one piece, and what the turn has room for.
+    fn gather(&mut self, view: &View, backing: &Backing, ram: &dyn GuestRam, turn: &mut Turn) -> Result<(), Refusal> {
+        let (line, column) = (self.have / self.stride, self.have % self.stride);
+        let row = Area { y: self.rows.y + line as u32, height: 1, ..self.rows };
+        let rest = &mut self.bytes[self.have..];
+        let len = if view.stride() == self.stride as u64 { rest.len() } else { self.stride - column };
+        let len = len.min(turn.left());
+        let start = view.bytes_of(row).start + column as u64;
+        let copied = backing.read(ram, start, &mut rest[..len], turn.pieces_left());
+        let (bytes, pieces) = copied.ok_or(Refusal::Parameter("the backing is guest memory no more"))?;
+        turn.spend(bytes, pieces);
+        self.have += bytes;
+        Ok(())
+    }
+}
+
+/// A rectangle of the resource as the display knows it.
+fn on_display(view: &View, area: Area) -> Area {
+    Area { x: area.x - view.shown.x, y: area.y - view.shown.y, ..area }
 }
 
 /// How far a part has come in a turn.
@@ -52,22 +84,20 @@ enum Progress {
     Done,
     /// This turn has no room for more.
     Turn,
-    /// Its bytes have to be fetched.
-    Fetch(LocalFuture<Fetched>, usize, Charge),
+    /// These rows have to be fetched.
+    Fetch(LocalFuture<Fetched>, Area, usize),
 }
 
 impl Part {
-    /// A rectangle of the resource as the display knows it.
-    fn on_display(&self, area: Area) -> Area {
-        Area { x: area.x - self.view.shown.x, y: area.y - self.view.shown.y, ..area }
+    /// The rows to be drawn next, about `most` bytes of `stride` each and at least one.
+    fn next_rows(&self, most: u64, stride: u64) -> Area {
+        let left = u64::from(self.damage.height - self.drawn);
+        let rows = (most / stride.max(1)).clamp(1, left) as u32;
+        Area { y: self.damage.y + self.drawn, height: rows, ..self.damage }
     }
 
-    /// The rows to be drawn next, about `most` bytes of them and at least one.
-    fn band(&self, most: usize) -> Area {
-        let row = self.damage.width * PIXEL;
-        let left = self.damage.height - self.drawn;
-        let rows = (most / row as usize).clamp(1, left as usize) as u32;
-        Area { y: self.damage.y + self.drawn, height: rows, ..self.damage }
+    fn row(&self) -> usize {
+        (self.damage.width * PIXEL) as usize
     }
 }
 
@@ -78,11 +108,11 @@ impl Gpu {
         match &resource.memory {
             Memory::Image(image) => inside(changed, image.width, image.height)?,
             Memory::Rendered(rendered) => inside(changed, rendered.width, rendered.height)?,
-            // A blob has no sides but those that a scanout gives it.
+            // A blob has no sides but those that a scanout gives it, each its own.
             Memory::Guest(_) | Memory::Host(_) => {
-                for (_, showing) in self.scanouts.showing_resource(key) {
-                    inside(changed, showing.view.width, showing.view.height)?;
-                }
+                let views = self.scanouts.showing_resource(key).map(|(_, showing)| showing.view);
+                let sides = views.map(|view| inside(changed, view.width, view.height));
+                sides.reduce(Result::or).unwrap_or(Ok(()))?;
             }
         }
         self.flush_to(key, changed, None)
@@ -95,7 +125,9 @@ impl Gpu {
         let parts = showing.filter_map(|(scanout, showing)| {
             let damage = intersection(changed, showing.view.shown)?;
             let (view, epoch, by_buffer) = (showing.view, showing.epoch, showing.by_buffer);
-            Some(Part { scanout, epoch, view, by_buffer, damage, drawn: 0, fetched: None })
+            // What only the buffer's importer can read is not drawn.
+            (by_buffer || view.is_plain()).then_some(())?;
+            Some(Part { scanout, epoch, view, by_buffer, damage, drawn: 0, band: None })
         });
         let parts = parts.collect();
         self.draw(Flush { resource: key, parts, waiting: Vec::new() })
@@ -105,24 +137,25 @@ impl Gpu {
     fn draw(&mut self, mut flush: Flush) -> Result<Step, Refusal> {
         while let Some(part) = flush.parts.front_mut() {
             match self.draw_part(flush.resource, part)? {
-                Progress::Turn => {
-                    let next = Work::Later(self.turns.next());
-                    return Step::and_then(next, self, move |gpu, ()| gpu.draw(flush));
-                }
-                Progress::Fetch(fetching, stride, charge) => {
+                Progress::Turn => return Ok(Step::Turn(Box::new(|gpu| gpu.draw(flush)))),
+                Progress::Fetch(fetching, rows, stride) => {
                     return Step::and_then(Work::Later(fetching), self, move |gpu, fetched| {
                         let bytes = gpu.take_fetched(fetched)?;
                         if let Some(part) = flush.parts.front_mut() {
-                            part.fetched = Some(Rows { bytes, stride, _charge: charge });
+                            part.band = Some(Band { rows, have: bytes.len(), bytes, stride });
                         }
                         gpu.draw(flush)
                     });
                 }
                 Progress::Done => {
-                    let frame = self.scanouts.frame(part.scanout, part.epoch, part.on_display(part.damage));
-                    self.counters.frames.bump();
-                    if let Work::Later(frame) = frame {
-                        flush.waiting.push(frame);
+                    if let Some(frame) =
+                        self.scanouts.frame(part.scanout, part.epoch, on_display(&part.view, part.damage))
+                    {
+                        self.counters.frames.bump();
+                        let clock = frame.map(|frame| tokio::time::timeout(self.limits.deadline, frame));
+                        flush
+                            .waiting
+                            .extend(clock.map(|frame| Box::pin(frame.map(|end| end.is_ok())) as LocalFuture<bool>));
                     }
                     flush.parts.pop_front();
                 }
@@ -133,15 +166,16 @@ impl Gpu {
 
     /// Is answered when the displays are done, but does not wait for ever. What comes after it need not wait at all: pixels
     /// have been copied by now.
-    fn shown(&self, waiting: Vec<LocalFuture<()>>) -> Step {
+    fn shown(&self, waiting: Vec<LocalFuture<bool>>) -> Step {
         if waiting.is_empty() {
             return Step::Done(Response::NoData);
         }
-        let (deadline, counters) = (self.limits.deadline, Arc::clone(&self.counters));
+        let counters = Arc::clone(&self.counters);
         let shown = async move {
-            if tokio::time::timeout(deadline, join_all(waiting)).await.is_err() {
-                counters.frames_late.bump();
-                warn_limited!("a display takes too long over a frame: the flush is answered without it");
+            let late = join_all(waiting).await.into_iter().filter(|in_time| !in_time).count();
+            if late > 0 {
+                counters.frames_late.add(late as u64);
+                warn_limited!(late, "displays take too long over a frame: the flush is answered without them");
             }
         };
         Step::Until(Box::pin(shown), Response::NoData)
@@ -152,77 +186,60 @@ impl Gpu {
             return Ok(Progress::Done);
         }
         let ram = self.ram()?;
+        let ram = ram.held();
         while part.drawn < part.damage.height {
-            let left = self.turns.left();
-            if left == 0 {
+            if self.turn.left() == 0 {
                 return Ok(Progress::Turn);
             }
             // A resource that has gone is not shown either.
             let Some(resource) = self.resources.get(key) else { return Ok(Progress::Done) };
-            let band = part.band(left);
-            let scratch = &mut self.scratch;
-            let (bytes, stride, cost) = match (&part.fetched, &resource.memory) {
-                (Some(Rows { bytes, stride, .. }), _) => (&bytes[stride * part.drawn as usize..], *stride, 0),
-                (None, Memory::Image(image)) => (of_image(image, &part.view, band), image.stride() as usize, 0),
-                (None, Memory::Guest(blob)) => {
+            let row = part.row();
+            let (rows, bytes, stride) = match (&mut part.band, &resource.memory) {
+                (Some(band), _) if band.is_whole() => (band.rows, &band.bytes[..], band.stride),
+                (Some(band), Memory::Guest(blob)) => {
                     let backing = blob.backing.as_ref().ok_or(Refusal::Parameter("the resource has no backing"))?;
-                    let cost = gather(backing, &*ram, &part.view, band, scratch)?;
-                    (&scratch[..], (band.width * PIXEL) as usize, cost)
+                    band.gather(&part.view, backing, &*ram, &mut self.turn)?;
+                    continue;
                 }
-                (None, _) => return self.fetch(key, part),
+                (None, Memory::Guest(_)) => {
+                    let rows = part.next_rows(self.turn.left() as u64, row as u64);
+                    let bytes = vec![0; row * rows.height as usize];
+                    part.band = Some(Band { rows, bytes, stride: row, have: 0 });
+                    continue;
+                }
+                (_, Memory::Image(image)) => {
+                    let rows = part.next_rows(self.turn.left() as u64, row as u64);
+                    let range = part.view.bytes_of(rows);
+                    (rows, &image.pixels[range.start as usize..range.end as usize], image.stride() as usize)
+                }
+                (_, Memory::Host(_) | Memory::Rendered(_)) => return self.fetch(&resource.memory, part),
             };
-            let pixels = Pixels::new(bytes, stride, band.width, band.height);
-            let area = part.on_display(band);
-            let drawn = (band.width * PIXEL * band.height) as usize;
+            let pixels = Pixels::new(bytes, stride, rows.width, rows.height);
+            let area = on_display(&part.view, rows);
             if !self.scanouts.draw(part.scanout, part.epoch, area, pixels) {
                 return Ok(Progress::Done);
             }
-            self.turns.spend(drawn + cost);
-            part.drawn += band.height;
+            self.turn.spend(row * rows.height as usize, 0);
+            part.drawn += rows.height;
+            part.band = None;
         }
         Ok(Progress::Done)
     }
 
-    /// Bytes that the device task cannot copy by itself: of a host buffer, whose implicit fences have to signal first, or
-    /// of the renderer's.
-    fn fetch(&self, key: ResourceKey, part: &Part) -> Result<Progress, Refusal> {
-        match self.resources.get(key).map(|resource| &resource.memory) {
-            Some(Memory::Host(blob)) => {
-                let range = part.view.bytes_of(part.damage);
-                let charge = self.ledger.charge(Quota::ImageBytes, range.end - range.start)?;
-                Ok(Progress::Fetch(self.fetch_buffer(blob, range)?, part.view.stride() as usize, charge))
+    /// Rows that the device task cannot copy by itself: of a host buffer, whose implicit fences have to signal first, or of
+    /// the renderer's.
+    fn fetch(&self, memory: &Memory, part: &Part) -> Result<Progress, Refusal> {
+        match memory {
+            Memory::Host(blob) => {
+                let rows = part.next_rows(FETCHED, part.view.stride());
+                let fetching = self.fetch_buffer(blob, part.view.bytes_of(rows), Line::Pictures)?;
+                Ok(Progress::Fetch(fetching, rows, part.view.stride() as usize))
             }
-            Some(Memory::Rendered(rendered)) => {
-                let stride = part.damage.width * PIXEL;
-                let charge =
-                    self.ledger.charge(Quota::ImageBytes, u64::from(stride) * u64::from(part.damage.height))?;
-                Ok(Progress::Fetch(self.fetch_rendered(rendered, part.damage)?, stride as usize, charge))
+            Memory::Rendered(rendered) => {
+                let rows = part.next_rows(FETCHED, part.row() as u64);
+                Ok(Progress::Fetch(self.fetch_rendered(rendered, rows)?, rows, part.row()))
             }
-            _ => Ok(Progress::Done),
+            Memory::Image(_) | Memory::Guest(_) => Ok(Progress::Done),
         }
     }
-}
-
-/// A part of an image where it lies.
-fn of_image<'a>(image: &'a Image, view: &View, band: Area) -> &'a [u8] {
-    let range = view.bytes_of(band);
-    &image.pixels[range.start as usize..range.end as usize]
-}
-
-/// A part of a picture in guest memory, its rows one after the other, and what it has cost beside its bytes.
-fn gather(backing: &Backing, ram: &dyn GuestRam, view: &View, band: Area, out: &mut Vec<u8>) -> Result<usize, Refusal> {
-    let row = (band.width * PIXEL) as usize;
-    out.resize(row * band.height as usize, 0);
-    let mut pieces = 0;
-    let gone = Refusal::Parameter("the backing is guest memory no more");
-    if view.stride() == row as u64 {
-        pieces = backing.read(ram, view.bytes_of(band).start, out).ok_or(gone)?;
-        return Ok(pieces * PIECE_COST);
-    }
-    for (y, out) in out.chunks_mut(row).enumerate() {
-        let line = Area { y: band.y + y as u32, height: 1, ..band };
-        let Some(more) = backing.read(ram, view.bytes_of(line).start, out) else { return Err(gone) };
-        pieces += more;
-    }
-    Ok(pieces * PIECE_COST)
 }

@@ -5,8 +5,7 @@ use std::rc::Rc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::turns::PIECE_COST;
-use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
+use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step, Turn};
 use crate::display::{area, checked, inside};
 use crate::limits::Quota;
 use crate::protocol::format::PIXEL;
@@ -24,8 +23,10 @@ pub(super) fn claims(resource: u32) -> Claims {
 struct Transfer {
     resource: ResourceKey,
     area: Area,
-    /// Where the row to copy next begins in the backing.
+    /// Where its first pixel lies in the backing.
     from: u64,
+    /// How many of its bytes have been copied.
+    done: u64,
 }
 
 impl Gpu {
@@ -67,45 +68,52 @@ impl Gpu {
         if end.is_none_or(|end| end > backing.len()) {
             return Err(Refusal::Parameter("the transfer ends behind the backing"));
         }
-        self.transfer(Transfer { resource: key, area, from: transfer.offset.get() })
+        self.transfer(Transfer { resource: key, area, from: transfer.offset.get(), done: 0 })
     }
 
     /// Copies what this turn has room for, and the rest in turns to come.
     fn transfer(&mut self, mut transfer: Transfer) -> Result<Step, Refusal> {
         let ram = self.ram()?;
-        while transfer.area.height > 0 {
-            let left = self.turns.left();
-            if left == 0 {
-                let next = Work::Later(self.turns.next());
-                return Step::and_then(next, self, move |gpu, ()| gpu.transfer(transfer));
+        let ram = ram.held();
+        while transfer.done < transfer.len() {
+            if self.turn.left() == 0 {
+                return Ok(Step::Turn(Box::new(|gpu| gpu.transfer(transfer))));
             }
             let Some(Memory::Image(image)) = self.resources.get_mut(transfer.resource).map(|row| &mut row.memory)
             else {
                 return Err(Refusal::Parameter("the resource has gone meanwhile"));
             };
-            let cost = transfer.copy(image, &*ram, left)?;
-            self.turns.spend(cost);
+            transfer.copy(image, &*ram, &mut self.turn)?;
         }
         Ok(Step::Done(Response::NoData))
     }
 }
 
 impl Transfer {
-    /// Copies rows, about `most` bytes of them and at least one, and says what that has cost.
-    fn copy(&mut self, image: &mut Image, ram: &dyn GuestRam, most: usize) -> Result<usize, Refusal> {
-        let (stride, row) = (image.stride(), u64::from(self.area.width * PIXEL));
+    fn row(&self) -> u64 {
+        u64::from(self.area.width * PIXEL)
+    }
+
+    /// Bytes of all of it.
+    fn len(&self) -> u64 {
+        self.row() * u64::from(self.area.height)
+    }
+
+    /// Copies what lies in one piece, and what the turn has room for.
+    fn copy(&mut self, image: &mut Image, ram: &dyn GuestRam, turn: &mut Turn) -> Result<(), Refusal> {
+        let (stride, row) = (image.stride(), self.row());
+        let (line, column) = (self.done / row, self.done % row);
         // Whole rows lie one after the other, in the image and behind it: any number of them is one copy.
-        let rows = if row == stride { (most as u64 / row).clamp(1, u64::from(self.area.height)) } else { 1 };
-        let to = stride * u64::from(self.area.y) + u64::from(self.area.x * PIXEL);
+        let len = if row == stride { self.len() - self.done } else { row - column };
+        let len = len.min(turn.left() as u64) as usize;
+        let to = stride * (u64::from(self.area.y) + line) + u64::from(self.area.x * PIXEL) + column;
         let backing = image.backing.as_ref().ok_or(Refusal::Parameter("the resource has no backing"))?;
-        let out = &mut image.pixels[to as usize..][..(row * rows) as usize];
-        let pieces = backing.read(ram, self.from, out);
-        let pieces = pieces.ok_or(Refusal::Parameter("the backing is guest memory no more"))?;
-        let cost = out.len().max(pieces * PIECE_COST);
-        self.area.y += rows as u32;
-        self.area.height -= rows as u32;
-        self.from += stride * rows;
-        Ok(cost)
+        let out = &mut image.pixels[to as usize..][..len];
+        let copied = backing.read(ram, self.from + stride * line + column, out, turn.pieces_left());
+        let (bytes, pieces) = copied.ok_or(Refusal::Parameter("the backing is guest memory no more"))?;
+        turn.spend(bytes, pieces);
+        self.done += bytes as u64;
+        Ok(())
     }
 }
 
@@ -114,34 +122,35 @@ impl Gpu {
         let (ram, ledger) = (self.ram()?, Rc::clone(&self.ledger));
         let key = self.resources.key(id).ok_or(Refusal::UnknownResource { id })?;
         let resource = self.resources.get_mut(key).ok_or(Refusal::UnknownResource { id })?;
-        let least = match &resource.memory {
-            Memory::Guest(blob) => blob.size,
+        let (least, told) = match &resource.memory {
+            Memory::Guest(blob) => (blob.size, None),
+            Memory::Rendered(rendered) => (rendered.least, self.renderer.clone()),
             // Each transfer says what it needs.
-            _ => 1,
+            Memory::Image(_) | Memory::Host(_) => (1, None),
         };
-        let slot = resource.memory.backing_mut();
-        let slot = slot.ok_or(Refusal::Parameter("a blob of host memory has no backing"))?;
+        let slot = backing_slot(resource)?;
         if slot.is_some() {
             return Err(Refusal::Parameter("the resource has backing already"));
         }
         let backing = Backing::new(entries, least, &*ram, &ledger)?;
-        let shared = backing.share(&*ram);
-        *slot = Some(backing);
-        match (&resource.memory, self.renderer.clone()) {
-            (Memory::Rendered(_), Some(renderer)) => {
-                let work = Work::Later(renderer.attach_backing(id, shared));
-                Step::after(work, self, |_, told| Ok(told.map(|()| Response::NoData)?))
+        let Some(renderer) = told else {
+            *slot = Some(backing);
+            return Ok(Step::Done(Response::NoData));
+        };
+        let work = Work::Later(renderer.attach_backing(id, backing.share(&*ram, &self.lease)));
+        Step::after(work, self, move |gpu, told| {
+            told?;
+            if let Some(resource) = gpu.resources.get_mut(key) {
+                *backing_slot(resource)? = Some(backing);
             }
-            _ => Ok(Step::Done(Response::NoData)),
-        }
+            Ok(Response::NoData)
+        })
     }
 
     pub(super) fn detach_backing(&mut self, id: u32) -> Result<Step, Refusal> {
         let key = self.resources.key(id).ok_or(Refusal::UnknownResource { id })?;
         let resource = self.resources.get_mut(key).ok_or(Refusal::UnknownResource { id })?;
-        let slot = resource.memory.backing_mut();
-        let slot = slot.ok_or(Refusal::Parameter("a blob of host memory has no backing"))?;
-        let detached = slot.take().ok_or(Refusal::Parameter("the resource has no backing"))?;
+        let detached = backing_slot(resource)?.take().ok_or(Refusal::Parameter("the resource has no backing"))?;
         match (&resource.memory, self.renderer.clone()) {
             (Memory::Rendered(_), Some(renderer)) => {
                 let work = Work::Later(renderer.detach_backing(id));
@@ -154,4 +163,8 @@ impl Gpu {
             _ => Ok(Step::Done(Response::NoData)),
         }
     }
+}
+
+fn backing_slot(resource: &mut Resource) -> Result<&mut Option<Backing>, Refusal> {
+    resource.memory.backing_mut().ok_or(Refusal::Parameter("a blob of host memory has no backing"))
 }

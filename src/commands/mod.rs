@@ -25,7 +25,7 @@ pub(crate) use context::ContextKey;
 pub use export::{Exported, ExportedMemory};
 pub(crate) use query::capset_count;
 pub(crate) use refusal::Refusal;
-pub(crate) use turns::Turns;
+pub(crate) use turns::Turn;
 
 use crate::buffer::HeldBuffer;
 use crate::buffer::read::Reads;
@@ -35,9 +35,9 @@ use crate::limits::{Ledger, Limits};
 use crate::observe::LiveCounters;
 use crate::protocol::config::LiveConfig;
 use crate::protocol::wire::Header;
-use crate::protocol::{Command, ErrorCode, Response, features};
+use crate::protocol::{Command, ErrorCode, Response};
 use crate::renderer::{Capset, RendererThread};
-use crate::resource::{GuestRam, ResourceKey, Table};
+use crate::resource::{GuestRam, Lease, ResourceKey, Table};
 use crate::seams::{LocalFuture, Work};
 use crate::window::Window;
 use context::Context;
@@ -78,6 +78,8 @@ pub(crate) enum Step {
     Later(LocalFuture<Finish>),
     /// It is done and holds up nobody, and is answered when the future is ready.
     Until(LocalFuture<()>, Response),
+    /// There is more of it than this turn has room for: it goes on in another.
+    Turn(Finish),
 }
 
 /// Books the outcome of work that has ended, and answers or goes on.
@@ -130,9 +132,9 @@ pub(crate) struct Gpu {
     /// Resources by the names that they are exported under.
     exports: HashMap<[u8; 16], ResourceKey>,
     events: Arc<LiveConfig>,
-    pub(crate) turns: Turns,
-    /// For pixels on their way to a display.
-    scratch: Vec<u8>,
+    pub(crate) turn: Turn,
+    /// The renderer's right to touch guest memory.
+    pub(crate) lease: Lease,
     hosts: HostSockets,
     renderer: Option<RendererThread>,
     /// What the renderer has been asked to make and has not made yet.
@@ -178,8 +180,27 @@ pub(crate) struct Parts {
     pub(crate) counters: Arc<LiveCounters>,
 }
 
-/// The claims of a command; each family states them beside what it does.
-pub(crate) fn claims(header: &Header, command: &Command) -> Claims {
+impl Gpu {
+    /// The claims of a command; each family states them beside what it does. What reads or writes pixels of the renderer's
+    /// has to come after the streams that draw them, of whatever context.
+    pub(crate) fn claims(&self, header: &Header, command: &Command) -> Claims {
+        let mut claims = claims_of(header, command);
+        if matches!(command, Command::Flush(_) | Command::Transfer3d(..))
+            && let Some((_, resource)) = command.resource().and_then(|id| self.resource(id).ok())
+            && resource.memory.is_rendered()
+        {
+            let contexts = resource.contexts.iter().filter_map(|key| self.contexts.entry(*key));
+            for claim in contexts.map(|(id, _)| Claim::Context(id)) {
+                if !claims.contains(&claim) {
+                    claims.push(claim);
+                }
+            }
+        }
+        claims
+    }
+}
+
+fn claims_of(header: &Header, command: &Command) -> Claims {
     let context = header.ctx_id.get();
     match command {
         Command::GetDisplayInfo
@@ -219,8 +240,8 @@ impl Gpu {
             scanouts,
             exports: HashMap::new(),
             events,
-            turns: Turns::default(),
-            scratch: Vec::new(),
+            turn: Turn::default(),
+            lease: Lease::default(),
             hosts,
             renderer,
             making: HashSet::new(),
@@ -239,6 +260,7 @@ impl Gpu {
     pub(crate) fn start(&mut self, features: u64, ram: Rc<dyn GuestRam>) {
         self.features = features;
         self.ram = Some(ram);
+        self.lease = Lease::default();
     }
 
     fn negotiated(&self, feature: u64) -> bool {
@@ -261,7 +283,6 @@ impl Gpu {
     /// # Errors
     /// Why the guest is answered with an error; nothing has changed then.
     pub(crate) fn begin(&mut self, header: &Header, command: Command) -> Result<Step, Refusal> {
-        self.check_timeline(header, &command)?;
         let context = header.ctx_id.get();
         match command {
             Command::GetDisplayInfo => Ok(Step::Done(self.display_info())),
@@ -292,18 +313,8 @@ impl Gpu {
         }
     }
 
-    /// A timeline of a context needs the feature, the context, and a ring below 64 (virtio 1.4, section 5.7.6.7).
-    fn check_timeline(&self, header: &Header, command: &Command) -> Result<(), Refusal> {
-        if !header.on_ring() {
-            return Ok(());
-        }
-        if !self.negotiated(features::CONTEXT_INIT) {
-            return Err(Refusal::NotNegotiated { feature: features::CONTEXT_INIT });
-        }
-        if header.ring_idx >= crate::protocol::wire::RING_COUNT {
-            return Err(Refusal::Parameter("ring_idx must be below 64"));
-        }
-        let known = matches!(command, Command::CtxCreate { .. }) || self.contexts.key(header.ctx_id.get()).is_some();
-        if known { Ok(()) } else { Err(Refusal::UnknownContext { id: header.ctx_id.get() }) }
+    /// Whether there is such a context now.
+    pub(crate) fn has_context(&self, id: u32) -> bool {
+        self.contexts.key(id).is_some()
     }
 }

@@ -22,6 +22,7 @@ impl Gpu {
     }
 
     pub(super) fn edid(&self, scanout: u32) -> Result<Response, Refusal> {
+        self.events.displays_read();
         self.scanouts.edid(scanout).map(Response::Edid).ok_or(Refusal::UnknownScanout { id: scanout })
     }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::{Gpu, Refusal};
-use crate::buffer::read::{Read, ReadError, Span, room};
+use crate::buffer::read::{Line, Read, ReadError, Span, room};
 use crate::protocol::format::PIXEL;
 use crate::resource::{GuestBlob, GuestRam, HostBlob, Memory, Rendered};
 use crate::seams::{Area, LocalFuture};
@@ -33,7 +33,7 @@ impl Gpu {
         match &row.memory {
             Memory::Host(blob) => {
                 let range = span.within(blob.size.min(blob.buffer.readable()?))?;
-                Ok(self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range))
+                Ok(self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range, Line::Pictures))
             }
             Memory::Guest(blob) => self.read_guest_blob(blob, span),
             Memory::Image(_) | Memory::Rendered(_) => Err(ReadError::NotABlob { resource }),
@@ -48,9 +48,10 @@ impl Gpu {
         Ok(self.reads.in_pieces(copy_guest_memory(ram, pieces, len)))
     }
 
-    /// The driver is gone: ends the reads that wait for something, and whatever copies guest memory.
+    /// The driver is gone: ends the reads that wait for something, and whatever copies guest memory, here or elsewhere.
     pub(crate) fn end(&mut self) {
         self.ram = None;
+        self.lease.end();
         self.reads.end();
     }
 }
@@ -85,10 +86,15 @@ impl Gpu {
     }
 
     /// Reads a range of a host buffer once its implicit fences have signalled.
-    pub(super) fn fetch_buffer(&self, blob: &HostBlob, range: Range<u64>) -> Result<LocalFuture<Fetched>, Refusal> {
+    pub(super) fn fetch_buffer(
+        &self,
+        blob: &HostBlob,
+        range: Range<u64>,
+        line: Line,
+    ) -> Result<LocalFuture<Fetched>, Refusal> {
         let readable = blob.size.min(blob.buffer.readable()?);
         let range = Span::new(&range).within(readable)?;
-        let reading = self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range);
+        let reading = self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range, line);
         Ok(Box::pin(async move { reading.await.into() }))
     }
 

@@ -36,7 +36,7 @@ impl Rendered {
     /// # Errors
     /// [`ViewError`].
     pub(super) fn view(&self, shown: Area) -> Result<View, ViewError> {
-        View::packed(self.format()?, self.width, self.height, shown)
+        View::packed(self.format, self.width, self.height, shown)
     }
 }
 
@@ -67,7 +67,7 @@ impl Gpu {
             gpu.making.remove(&Made::Resource(id));
             created?;
             let Resource3d { format, width, height, .. } = request;
-            gpu.insert(id, Memory::Rendered(Rendered { id, format, width, height, backing: None }), charge);
+            gpu.insert(id, Memory::Rendered(Rendered { id, format, width, height, least: 1, backing: None }), charge);
             Ok(Response::NoData)
         })
     }

@@ -36,7 +36,7 @@ impl Gpu {
         let (key, resource) = self.resource(resource)?;
         let shown = area(&set.rect);
         let view = match &resource.memory {
-            Memory::Image(image) => View::packed(image.format, image.width, image.height, shown)?,
+            Memory::Image(image) => View::packed(image.format.wire(), image.width, image.height, shown)?,
             Memory::Rendered(rendered) => rendered.view(shown)?,
             Memory::Guest(_) | Memory::Host(_) => return Err(Refusal::Parameter("a blob has no format of its own")),
         };
@@ -77,7 +77,7 @@ impl Gpu {
 }
 
 impl Gpu {
-    /// Connects a display in place of what was connected. It is shown what its scanout shows: the step says when.
+    /// Connects a display in place of what was connected.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -86,24 +86,49 @@ impl Gpu {
         scanout: u32,
         monitor: Monitor,
         display: Box<dyn Display>,
-    ) -> Result<Option<Step>, ConnectError> {
-        self.scanouts.connect(scanout, monitor, display)?;
-        let Some(showing) = self.scanouts.showing(scanout) else { return Ok(None) };
+    ) -> Result<(), ConnectError> {
+        self.scanouts.connect(scanout, monitor, display)
+    }
+
+    /// What redrawing a scanout claims, where it shows something.
+    pub(crate) fn redraw_claims(&self, scanout: u32) -> Option<Claims> {
+        let (resource, _) = self.resources.entry(self.scanouts.showing(scanout)?.resource)?;
+        Some(smallvec![Claim::Resource(resource)])
+    }
+
+    /// Tells a display anew what its scanout shows, all of it. A picture that cannot be drawn now is drawn when the guest
+    /// flushes it.
+    pub(crate) fn redraw(&mut self, scanout: u32) -> Result<Step, Refusal> {
+        let Some(showing) = self.scanouts.showing(scanout) else { return Ok(Step::Done(Response::NoData)) };
         let (key, View { width, height, .. }) = (showing.resource, showing.view);
-        let Some(resource) = self.resources.get(key) else { return Ok(None) };
+        let Some(resource) = self.resources.get(key) else { return Ok(Step::Done(Response::NoData)) };
         self.scanouts.attach(scanout, dma_buf(resource));
-        self.scanouts.tell_cursor(scanout);
-        let whole = Area { x: 0, y: 0, width, height };
-        // A picture that cannot be drawn now is drawn when the guest flushes it.
-        Ok(self.flush_to(key, whole, Some(scanout)).ok())
+        self.flush_to(key, Area { x: 0, y: 0, width, height }, Some(scanout))
     }
 
     /// A display is another one to the guest from now on.
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub(crate) fn change_monitor(&mut self, scanout: u32, monitor: Monitor) -> Result<(), ConnectError> {
-        self.scanouts.change(scanout, monitor)
+    pub(crate) fn change_monitor(
+        &mut self,
+        scanout: u32,
+        change: impl FnOnce(&Monitor) -> Monitor,
+    ) -> Result<(), ConnectError> {
+        self.scanouts.change(scanout, change)
+    }
+
+    /// A flush has ended: so have displays, perhaps.
+    pub(crate) fn sweep_displays(&mut self) {
+        self.scanouts.sweep();
+    }
+
+    /// Tells a display its cursor once more.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) fn tell_again(&mut self, scanout: u32) -> Result<(), ConnectError> {
+        self.scanouts.tell_again(scanout)
     }
 
     /// Disconnects and drops a display; false where there was none.

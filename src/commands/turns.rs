@@ -1,61 +1,36 @@
 //! Long copies are made in parts, a turn of the device task each, so that none holds up what comes between.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::rc::Rc;
-use std::task::{Poll, Waker};
-
-use crate::seams::LocalFuture;
-
-/// Bytes that all commands together copy in a turn, but for a row of each.
+/// Bytes that all commands together copy in a turn.
 const BYTES_A_TURN: usize = 1 << 20;
 
-/// What one more piece of guest memory costs, in bytes that could be copied meanwhile.
-pub(super) const PIECE_COST: usize = 256;
+/// What a piece of guest memory costs beside its bytes, in bytes that could be copied meanwhile.
+const PIECE_COST: usize = 256;
 
-#[derive(Default)]
-struct State {
-    turn: Cell<u64>,
-    left: Cell<usize>,
-    waiting: RefCell<Vec<Waker>>,
+/// What may still be copied in this turn. A command that finds nothing left goes on in the next one
+/// ([`Step::Turn`](super::Step::Turn)).
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    left: usize,
 }
 
-/// The turns of the device task, as commands see them.
-#[derive(Clone, Default)]
-pub(crate) struct Turns(Rc<State>);
-
-impl Turns {
-    /// A new turn begins: whoever waits for it goes on.
-    pub(crate) fn begin(&self) {
-        self.0.turn.set(self.0.turn.get().wrapping_add(1));
-        self.0.left.set(BYTES_A_TURN);
-        self.0.waiting.take().into_iter().for_each(Waker::wake);
+impl Turn {
+    /// A new turn begins.
+    pub(crate) fn begin(&mut self) {
+        self.left = BYTES_A_TURN;
     }
 
-    /// Whether somebody waits for the next turn.
-    pub(crate) fn is_awaited(&self) -> bool {
-        !self.0.waiting.borrow().is_empty()
+    /// Bytes that may still be copied.
+    pub(crate) fn left(&self) -> usize {
+        self.left
     }
 
-    /// Bytes that may still be copied in this turn.
-    pub(super) fn left(&self) -> usize {
-        self.0.left.get()
+    /// Pieces of guest memory that they may be of, one at least.
+    pub(super) fn pieces_left(&self) -> usize {
+        (self.left / PIECE_COST).max(1)
     }
 
-    /// So many have been copied.
-    pub(super) fn spend(&self, bytes: usize) {
-        self.0.left.set(self.left().saturating_sub(bytes));
-    }
-
-    /// Waits for the next turn.
-    pub(super) fn next(&self) -> LocalFuture<()> {
-        let (state, now) = (Rc::clone(&self.0), self.0.turn.get());
-        Box::pin(poll_fn(move |cx| {
-            if state.turn.get() != now {
-                return Poll::Ready(());
-            }
-            state.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        }))
+    /// So many bytes have been copied, in so many pieces.
+    pub(super) fn spend(&mut self, bytes: usize, pieces: usize) {
+        self.left = self.left.saturating_sub(bytes.max(pieces * PIECE_COST));
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use rustix::event::{EventfdFlags, eventfd};
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use vm_memory::GuestAddressSpace;
 
+use super::displays::Request;
 use super::lifecycle::Setup;
-use super::{Device, DeviceTask, Shared};
+use super::{Device, DeviceTask, Displays, Shared};
 use crate::commands::capset_count;
 use crate::cross_domain::HostSockets;
 use crate::display::{ConnectError, Monitor, Scanouts};
@@ -19,7 +20,7 @@ use crate::limits::Limits;
 use crate::observe::{LiveCounters, error_limited};
 use crate::protocol::config::LiveConfig;
 use crate::protocol::cross_domain::ChannelType;
-use crate::protocol::features::offer_without;
+use crate::protocol::features::{BLOB_ALIGNMENT, VIRGL, offer_without};
 use crate::protocol::wire::MAX_SCANOUTS;
 use crate::renderer::{Renderer, RendererFactory, RendererThread};
 use crate::resource::ResourceKey;
@@ -65,6 +66,7 @@ pub struct Builder {
     renderer: Option<RendererFactory>,
     scanouts: Option<u32>,
     displays: Vec<(u32, Monitor, Box<dyn Display>)>,
+    requests: Option<(Displays, UnboundedReceiver<Request>)>,
     withheld: u64,
 }
 
@@ -75,6 +77,11 @@ impl fmt::Debug for Builder {
         list.field("limits", limits).field("read_only", read_only).field("alignment", alignment);
         list.field("hosts", hosts).finish_non_exhaustive()
     }
+}
+
+fn requests() -> (Displays, UnboundedReceiver<Request>) {
+    let (sender, requests) = unbounded_channel();
+    (Displays(sender), requests)
 }
 
 impl Builder {
@@ -120,10 +127,17 @@ impl Builder {
         self
     }
 
-    /// Connects a display to a scanout from the start. [`Device::connect`] does so later.
+    /// Connects a display to a scanout from the start; of several for the same scanout the last one stays.
+    /// [`Device::connect`] does so later.
     pub fn display(mut self, scanout: u32, monitor: Monitor, display: impl Display) -> Self {
         self.displays.push((scanout, monitor, Box::new(display)));
         self
+    }
+
+    /// The handle to the displays of the device to come: for a display that is to ask for another size.
+    pub fn displays(&mut self) -> Displays {
+        let (displays, _) = self.requests.get_or_insert_with(requests);
+        displays.clone()
     }
 
     /// Feature bits (of [`features`](crate::protocol::features)) not to offer; what builds on them is not offered either. Without
@@ -150,15 +164,19 @@ impl Builder {
         if !alignment.is_power_of_two() || !(page..=1 << 31).contains(&alignment) {
             return Err(BuildError::Alignment { alignment, page });
         }
-        let scanouts = self.connected()?;
-        let renderer = self.renderer.map(RendererThread::start).transpose()?;
-        let capsets = capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len()));
-        let config = Arc::new(LiveConfig::new(scanouts.count(), capsets, alignment as u32));
         let counters = Arc::new(LiveCounters::default());
+        let scanouts = self.connected(Arc::clone(&counters))?;
+        let renderer = self.renderer.map(RendererThread::start).transpose()?;
+        let offered = offer_without(self.withheld);
+        let capsets = capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len()));
+        // What a driver cannot use it is not told of.
+        let capsets = if offered & VIRGL == 0 { 0 } else { capsets };
+        let stated_alignment = if offered & BLOB_ALIGNMENT == 0 { 0 } else { alignment as u32 };
+        let config = Arc::new(LiveConfig::new(scanouts.count(), capsets, stated_alignment));
         let shared = Arc::new(Shared {
             config: Arc::clone(&config),
             counters: Arc::clone(&counters),
-            offered: offer_without(self.withheld),
+            offered,
             features: AtomicU64::new(0),
         });
         let (sender, control) = unbounded_channel();
@@ -174,17 +192,19 @@ impl Builder {
             counters,
             nudge: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
         };
-        Ok((Device { control: Some(sender), shared, thread: None }, DeviceTask { setup, control }))
+        let (displays, requests) = self.requests.unwrap_or_else(requests);
+        let device = Device { displays, control: Some(sender), shared, thread: None };
+        Ok((device, DeviceTask { setup, control, requests }))
     }
 
     /// The scanouts with what is connected to them from the start.
-    fn connected(&mut self) -> Result<Scanouts<ResourceKey>, BuildError> {
+    fn connected(&mut self, counters: Arc<LiveCounters>) -> Result<Scanouts<ResourceKey>, BuildError> {
         let highest = self.displays.iter().map(|(scanout, ..)| scanout.saturating_add(1)).max();
         let count = self.scanouts.or(highest).unwrap_or(1);
         if !(1..=MAX_SCANOUTS as u32).contains(&count) {
             return Err(BuildError::Scanouts { scanouts: count });
         }
-        let mut scanouts = Scanouts::new(count);
+        let mut scanouts = Scanouts::new(count, counters);
         for (scanout, monitor, display) in self.displays.drain(..) {
             scanouts.connect(scanout, monitor, display)?;
         }

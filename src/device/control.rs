@@ -10,9 +10,7 @@ use super::{Activation, BlobId};
 use crate::buffer::read::Span;
 use crate::buffer::{HostBuffer, ReadError};
 use crate::commands::Exported;
-use crate::display::{ConnectError, Monitor};
 use crate::pipeline::{PauseError, Paused};
-use crate::seams::Display;
 
 /// The device's task has ended, so that nobody can reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -79,22 +77,7 @@ pub(super) enum Control<M> {
     },
     Exported {
         uuid: [u8; 16],
-        reply: Answer<Result<Option<Exported>, ReadError>>,
-    },
-    Connect {
-        scanout: u32,
-        monitor: Box<Monitor>,
-        display: Box<dyn Display>,
-        reply: Answer<Result<(), ConnectError>>,
-    },
-    Change {
-        scanout: u32,
-        monitor: Box<Monitor>,
-        reply: Answer<Result<(), ConnectError>>,
-    },
-    Disconnect {
-        scanout: u32,
-        reply: Answer<Result<bool, ConnectError>>,
+        reply: Answer<std::io::Result<Option<Exported>>>,
     },
     /// The configuration space has changed by the driver's own hand.
     Notify,

@@ -13,6 +13,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use super::control::{ActivateError, Control, OfferError};
+use super::displays::Request;
 use super::{Activation, BlobId, QUEUE_SIZES, QueueSetup};
 use crate::buffer::read::Read;
 use crate::commands::{Gpu, Parts};
@@ -50,6 +51,7 @@ pub(super) struct Setup {
 pub struct DeviceTask<M> {
     pub(super) setup: Setup,
     pub(super) control: UnboundedReceiver<Control<M>>,
+    pub(super) requests: UnboundedReceiver<Request>,
 }
 
 impl<M> fmt::Debug for DeviceTask<M> {
@@ -65,13 +67,20 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
     /// # Errors
     /// The runtime cannot watch descriptors; nothing has been done then.
     pub async fn run(self) -> io::Result<()> {
-        let Self { setup, mut control } = self;
+        let Self { setup, mut control, mut requests } = self;
         let (deadline, config) = (setup.limits.deadline, Arc::clone(&setup.config));
         let (mut pipeline, renderer) = assemble::<M>(setup)?;
         loop {
             // A turn is bounded by the pipeline itself, so the runtime need not count what it does.
-            let next = poll_fn(|cx| poll_next(&mut pipeline, &mut control, cx));
-            match tokio::task::unconstrained(next).await {
+            let next = poll_fn(|cx| poll_next(&mut pipeline, &mut control, &mut requests, cx));
+            let message = match tokio::task::unconstrained(next).await {
+                Next::Control(message) => message,
+                Next::Display(request) => {
+                    serve(&mut pipeline, &config, request);
+                    continue;
+                }
+            };
+            match message {
                 Some(Control::Reset { reply }) => {
                     pipeline.quiesce(deadline).await;
                     pipeline.gpu().counters.resets.bump();
@@ -85,7 +94,7 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
                     let _ = reply.send(());
                     return Ok(());
                 }
-                Some(message) => take(&mut pipeline, &config, message),
+                Some(message) => take(&mut pipeline, message),
                 None => {
                     end(pipeline, renderer, deadline).await;
                     return Ok(());
@@ -96,7 +105,7 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
 }
 
 /// Does at once what takes no time.
-fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, config: &LiveConfig, message: Control<M>) {
+fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, message: Control<M>) {
     // A reply that nobody waits for is as good as one that was read.
     match message {
         Control::Activate { activation, features, reply } => {
@@ -118,30 +127,41 @@ fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, confi
             Err(error) => drop(reply.send(Err(error))),
         },
         Control::Exported { uuid, reply } => drop(reply.send(pipeline.gpu().exported(&uuid))),
-        Control::Connect { scanout, monitor, display, reply } => {
-            let connected = pipeline.gpu().connect(scanout, *monitor, display);
-            let _ = reply.send(connected.map(|step| {
-                step.into_iter().for_each(|step| pipeline.go_on(step));
-                displays_changed(pipeline, config);
-            }));
-        }
-        Control::Change { scanout, monitor, reply } => {
-            let changed = pipeline.gpu().change_monitor(scanout, *monitor);
-            let _ = reply.send(changed.map(|()| displays_changed(pipeline, config)));
-        }
-        Control::Disconnect { scanout, reply } => {
-            let disconnected = pipeline.gpu().disconnect(scanout);
-            if let Ok(true) = disconnected {
-                displays_changed(pipeline, config);
-            }
-            let _ = reply.send(disconnected);
-        }
         Control::Notify => pipeline.config_changed(),
         Control::Resume { reply } => {
             pipeline.resume();
             let _ = reply.send(());
         }
         Control::Reset { .. } | Control::Pause { .. } | Control::Stop { .. } => {}
+    }
+}
+
+/// Does what is asked of a display.
+fn serve<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, config: &LiveConfig, request: Request) {
+    match request {
+        Request::Connect { scanout, monitor, display, reply } => {
+            let connected = pipeline.gpu().connect(scanout, *monitor, display);
+            if connected.is_ok() {
+                pipeline.redraw(scanout);
+                displays_changed(pipeline, config);
+            }
+            let _ = reply.send(connected);
+        }
+        Request::Change { scanout, change, reply } => {
+            let changed = pipeline.gpu().change_monitor(scanout, change);
+            let _ = reply.send(changed.map(|()| displays_changed(pipeline, config)));
+        }
+        Request::Redraw { scanout, reply } => {
+            let told = pipeline.gpu().tell_again(scanout);
+            let _ = reply.send(told.map(|()| pipeline.redraw(scanout)));
+        }
+        Request::Disconnect { scanout, reply } => {
+            let disconnected = pipeline.gpu().disconnect(scanout);
+            if let Ok(true) = disconnected {
+                displays_changed(pipeline, config);
+            }
+            let _ = reply.send(disconnected);
+        }
     }
 }
 
@@ -153,14 +173,25 @@ fn displays_changed<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeli
     }
 }
 
-/// The next control message, serving the guest meanwhile; `None` when the handle is gone.
+/// What wakes the device task's outer loop.
+enum Next<M> {
+    /// `None` when the handle is gone.
+    Control(Option<Control<M>>),
+    Display(Request),
+}
+
+/// The next message, serving the guest meanwhile.
 fn poll_next<M: GuestAddressSpace + Send + 'static>(
     pipeline: &mut Pipeline<M>,
     control: &mut UnboundedReceiver<Control<M>>,
+    requests: &mut UnboundedReceiver<Request>,
     cx: &mut Context<'_>,
-) -> Poll<Option<Control<M>>> {
+) -> Poll<Next<M>> {
+    if let Poll::Ready(Some(request)) = requests.poll_recv(cx) {
+        return Poll::Ready(Next::Display(request));
+    }
     if let Poll::Ready(message) = control.poll_recv(cx) {
-        return Poll::Ready(message);
+        return Poll::Ready(Next::Control(message));
     }
     pipeline.poll_turn(cx).map(|never| match never {})
 }

@@ -3,6 +3,7 @@
 
 mod builder;
 mod control;
+mod displays;
 mod lifecycle;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use vm_memory::GuestAddressSpace;
 
 pub use builder::{BuildError, Builder};
 pub use control::{ActivateError, DeviceGone, OfferError, Reply};
+pub use displays::Displays;
 pub use lifecycle::DeviceTask;
 
 use crate::buffer::read::Span;
@@ -72,9 +74,10 @@ struct Shared {
 /// A VMM's handle to its device.
 ///
 /// Dropping it stops the device. One that was spawned is waited for, as a rule at most twice
-/// [`Limits::deadline`](crate::Limits::deadline): do not drop it on the device's own thread. One that was built ends when
-/// its task is polled next.
+/// [`Limits::deadline`](crate::Limits::deadline), but on the device's own thread. Displays are dropped meanwhile: what they
+/// wait for then must not wait for this handle. One that was built ends when its task is polled next.
 pub struct Device<M: GuestAddressSpace> {
+    displays: Displays,
     control: Option<UnboundedSender<Control<M>>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -167,28 +170,41 @@ impl<M: GuestAddressSpace> Device<M> {
         self.send(|reply| Control::Read { resource, span, reply })
     }
 
-    /// Connects a display to a scanout, in place of what was connected, and tells the driver. A display that comes while the
-    /// guest shows something is shown that at once.
+    /// A handle to the device's displays that does not keep the device alive, for threads that show them.
+    #[must_use]
+    pub fn displays(&self) -> Displays {
+        self.displays.clone()
+    }
+
+    /// As [`Displays::connect`].
     pub fn connect(&self, scanout: u32, monitor: Monitor, display: impl Display) -> Reply<Result<(), ConnectError>> {
-        let (monitor, display) = (Box::new(monitor), Box::new(display));
-        self.send(|reply| Control::Connect { scanout, monitor, display, reply })
+        self.displays.connect(scanout, monitor, display)
     }
 
-    /// A display is another one from now on, larger or smaller or elsewhere: tells the driver. What is shown stays until the
-    /// guest sets another mode.
+    /// As [`Displays::change_monitor`].
     pub fn change_monitor(&self, scanout: u32, monitor: Monitor) -> Reply<Result<(), ConnectError>> {
-        self.send(|reply| Control::Change { scanout, monitor: Box::new(monitor), reply })
+        self.displays.change_monitor(scanout, monitor)
     }
 
-    /// Disconnects and drops the display of a scanout, and tells the driver; the reply says whether there was one.
+    /// As [`Displays::resize`].
+    pub fn resize(&self, scanout: u32, width: u32, height: u32) -> Reply<Result<(), ConnectError>> {
+        self.displays.resize(scanout, width, height)
+    }
+
+    /// As [`Displays::redraw`].
+    pub fn redraw(&self, scanout: u32) -> Reply<Result<(), ConnectError>> {
+        self.displays.redraw(scanout)
+    }
+
+    /// As [`Displays::disconnect`].
     pub fn disconnect(&self, scanout: u32) -> Reply<Result<bool, ConnectError>> {
-        self.send(|reply| Control::Disconnect { scanout, reply })
+        self.displays.disconnect(scanout)
     }
 
     /// What the guest has exported under this UUID (RESOURCE_ASSIGN_UUID), for another device of the VMM that was given it.
     ///
-    /// The error is [`ReadError::Io`]: the process has no descriptor left for the buffer.
-    pub fn exported(&self, uuid: [u8; 16]) -> Reply<Result<Option<Exported>, ReadError>> {
+    /// The error: the process has no descriptor left for the buffer.
+    pub fn exported(&self, uuid: [u8; 16]) -> Reply<std::io::Result<Option<Exported>>> {
         self.send(|reply| Control::Exported { uuid, reply })
     }
 
@@ -244,7 +260,8 @@ impl<M> fmt::Debug for Activation<M> {
 impl<M: GuestAddressSpace> Drop for Device<M> {
     fn drop(&mut self) {
         self.control = None;
-        if let Some(thread) = self.thread.take() {
+        // The last handle may be a display's, which is dropped on the device's own thread.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
             let _ = thread.join();
         }
     }

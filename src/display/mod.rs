@@ -1,6 +1,7 @@
 //! Scanouts: what is connected to each, what the guest shows on it, and its cursor.
 //! This room decides what a display is told; where pixels come from is the commands' business.
 
+mod contained;
 mod edid;
 mod monitor;
 mod null;
@@ -8,9 +9,11 @@ mod null;
 mod png;
 mod view;
 
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use slotmap::Key;
 use zerocopy::FromZeros;
 
 pub use monitor::{Mode, Monitor, MonitorError};
@@ -19,12 +22,11 @@ pub use null::NullDisplay;
 pub use png::PngDisplay;
 pub(crate) use view::{View, ViewError, area, checked, inside, intersection};
 
+use crate::observe::LiveCounters;
 use crate::protocol::format::Format;
 use crate::protocol::wire::{DisplayOne, MAX_SCANOUTS, Rect};
-use crate::seams::{Area, Cursor, Display, DmaBuf, Picture, Pixels, Work};
-
-/// A cursor's sides in pixels (virtio 1.4, section 5.7.6.8).
-pub(crate) const CURSOR_SIDE: u32 = 64;
+use crate::seams::{Area, Cursor, Display, DmaBuf, LocalFuture, Picture, Pixels};
+use contained::Contained;
 
 /// Why a display was not connected or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,10 +52,12 @@ pub enum ConnectError {
 }
 
 /// A display and what it tells the guest about itself.
-struct Connected {
+struct Connected<R> {
     monitor: Monitor,
     edid: Arc<[u8]>,
-    display: Box<dyn Display>,
+    display: Contained,
+    /// Resources whose dma-bufs it has been given, and may know.
+    taken: HashSet<R>,
 }
 
 /// Part of a resource on a scanout. `R` names a resource.
@@ -75,25 +79,38 @@ pub(crate) struct CursorImage {
 
 /// One scanout.
 struct Scanout<R> {
-    connected: Option<Connected>,
+    connected: Option<Connected<R>>,
     showing: Option<Showing<R>>,
     cursor: Option<CursorImage>,
     position: (i32, i32),
-    /// How many cursors have been asked for: of two that are read at a time, the later one stays.
-    cursors: u64,
+    /// Cursors that have been asked for are numbered: of two that are read at a time, the later one stays.
+    last_cursor: u64,
+    /// The number of the one that is shown.
+    shown_cursor: u64,
+    /// Where the cursor is that was asked for last, once it is there.
+    next_position: (i32, i32),
 }
 
 /// All scanouts of a device.
 pub(crate) struct Scanouts<R> {
     list: Vec<Scanout<R>>,
     last_epoch: u64,
+    counters: Arc<LiveCounters>,
 }
 
-impl<R: Copy + Eq> Scanouts<R> {
+impl<R: Key> Scanouts<R> {
     /// `count` scanouts with nothing connected.
-    pub(crate) fn new(count: u32) -> Self {
-        let scanout = |_| Scanout { connected: None, showing: None, cursor: None, position: (0, 0), cursors: 0 };
-        Self { list: (0..count).map(scanout).collect(), last_epoch: 0 }
+    pub(crate) fn new(count: u32, counters: Arc<LiveCounters>) -> Self {
+        let scanout = |_| Scanout {
+            connected: None,
+            showing: None,
+            cursor: None,
+            position: (0, 0),
+            last_cursor: 0,
+            shown_cursor: 0,
+            next_position: (0, 0),
+        };
+        Self { list: (0..count).map(scanout).collect(), last_epoch: 0, counters }
     }
 
     /// How many there are.
@@ -129,10 +146,21 @@ impl<R: Copy + Eq> Scanouts<R> {
         monitor: Monitor,
         display: Box<dyn Display>,
     ) -> Result<(), ConnectError> {
+        let counters = Arc::clone(&self.counters);
+        self.last_epoch += 1;
+        let epoch = self.last_epoch;
         let row = self.connectable(scanout)?;
         monitor.check()?;
+        // What is on its way to the display before is not for this one.
+        if let Some(showing) = &mut row.showing {
+            showing.epoch = epoch;
+        }
         let edid = edid::edid(&monitor).into();
-        row.connected = Some(Connected { monitor, edid, display });
+        let display = Contained::new(display, counters);
+        row.connected = Some(Connected { monitor, edid, display, taken: HashSet::new() });
+        if row.cursor.is_some() {
+            self.tell_cursor(scanout);
+        }
         Ok(())
     }
 
@@ -140,12 +168,29 @@ impl<R: Copy + Eq> Scanouts<R> {
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and where nothing is connected.
-    pub(crate) fn change(&mut self, scanout: u32, monitor: Monitor) -> Result<(), ConnectError> {
+    pub(crate) fn change(
+        &mut self,
+        scanout: u32,
+        change: impl FnOnce(&Monitor) -> Monitor,
+    ) -> Result<(), ConnectError> {
         let connected = &mut self.connectable(scanout)?.connected;
         let connected = connected.as_mut().ok_or(ConnectError::NotConnected { scanout })?;
+        let monitor = change(&connected.monitor);
         monitor.check()?;
         connected.edid = edid::edid(&monitor).into();
         connected.monitor = monitor;
+        Ok(())
+    }
+
+    /// Tells the display its cursor, for one that asks to be told anew.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub(crate) fn tell_again(&mut self, scanout: u32) -> Result<(), ConnectError> {
+        if self.connectable(scanout)?.connected.is_none() {
+            return Err(ConnectError::NotConnected { scanout });
+        }
+        self.tell_cursor(scanout);
         Ok(())
     }
 
@@ -177,24 +222,30 @@ impl<R: Copy + Eq> Scanouts<R> {
 
     /// Shows part of a resource. `buffer` is the dma-buf that it is.
     pub(crate) fn show(&mut self, scanout: u32, resource: R, view: View, buffer: Option<BorrowedFd<'_>>) {
-        self.last_epoch += 1;
-        let epoch = self.last_epoch;
         let Some(row) = self.at_mut(scanout) else { return };
-        row.showing = Some(Showing { resource, view, epoch, by_buffer: false });
+        row.showing = Some(Showing { resource, view, epoch: 0, by_buffer: false });
         self.attach(scanout, buffer);
     }
 
-    /// Tells the display what its scanout shows.
+    /// Tells the display what its scanout shows. What is on its way to the display from before is not drawn any more.
     pub(crate) fn attach(&mut self, scanout: u32, buffer: Option<BorrowedFd<'_>>) {
+        self.last_epoch += 1;
+        let epoch = self.last_epoch;
         let Some(row) = self.at_mut(scanout) else { return };
-        let (Some(connected), Some(showing)) = (&mut row.connected, &mut row.showing) else { return };
+        let Some(showing) = &mut row.showing else { return };
+        (showing.epoch, showing.by_buffer) = (epoch, false);
+        let Some(connected) = &mut row.connected else { return };
         let View { format, width, height, shown, .. } = showing.view;
-        let planes = showing.view.planes();
-        let buffer = buffer.map(|file| DmaBuf { file, width, height, planes: &planes, shown });
+        let (planes, id) = (showing.view.planes(), showing.resource.data().as_ffi());
+        let buffer = buffer.map(|file| DmaBuf { file, id, width, height, planes: &planes, modifier: None, shown });
         let mut picture = Picture { width: shown.width, height: shown.height, format, buffer };
-        showing.by_buffer = buffer.is_some() && connected.display.takes_buffer(&picture);
+        let taken = connected.display.call(|display| buffer.is_some() && display.takes_buffer(&picture));
+        showing.by_buffer = taken == Some(true);
+        if showing.by_buffer {
+            connected.taken.insert(showing.resource);
+        }
         picture.buffer = buffer.filter(|_| showing.by_buffer);
-        connected.display.attach(&picture);
+        connected.display.call(|display| display.attach(&picture));
     }
 
     /// What a scanout shows.
@@ -217,21 +268,25 @@ impl<R: Copy + Eq> Scanouts<R> {
         if row.showing.take().is_some()
             && let Some(connected) = &mut row.connected
         {
-            connected.display.detach();
+            connected.display.call(|display| display.detach());
         }
     }
 
-    /// A resource is no more: no scanout shows it from now on.
+    /// A resource is no more: no scanout shows it from now on, and no display knows its dma-buf.
     pub(crate) fn forget(&mut self, resource: R) {
         for scanout in 0..self.count() {
             if self.showing(scanout).is_some_and(|showing| showing.resource == resource) {
                 self.hide(scanout);
             }
+            let Some(connected) = self.at_mut(scanout).and_then(|row| row.connected.as_mut()) else { continue };
+            if connected.taken.remove(&resource) {
+                connected.display.call(|display| display.forget(resource.data().as_ffi()));
+            }
         }
     }
 
     /// The display of a scanout, where it still shows what it showed at `epoch`.
-    fn display_at(&mut self, scanout: u32, epoch: u64) -> Option<&mut Box<dyn Display>> {
+    fn display_at(&mut self, scanout: u32, epoch: u64) -> Option<&mut Contained> {
         let row = self.at_mut(scanout)?;
         row.showing.as_ref().filter(|showing| showing.epoch == epoch)?;
         row.connected.as_mut().map(|connected| &mut connected.display)
@@ -239,49 +294,51 @@ impl<R: Copy + Eq> Scanouts<R> {
 
     /// Hands pixels to a display; false where it shows something else by now.
     pub(crate) fn draw(&mut self, scanout: u32, epoch: u64, area: Area, pixels: Pixels<'_>) -> bool {
-        self.display_at(scanout, epoch).map(|display| display.draw(area, pixels)).is_some()
+        let display = self.display_at(scanout, epoch);
+        display.and_then(|display| display.call(|display| display.draw(area, pixels))).is_some()
     }
 
-    /// A frame is complete.
-    pub(crate) fn frame(&mut self, scanout: u32, epoch: u64, damage: Area) -> Work<()> {
-        self.display_at(scanout, epoch).map_or(Work::Done(()), |display| display.frame(damage))
+    /// A frame is complete: `None` where the display shows something else by now, else what the display is still doing.
+    pub(crate) fn frame(&mut self, scanout: u32, epoch: u64, damage: Area) -> Option<Option<LocalFuture<()>>> {
+        self.display_at(scanout, epoch)?.frame(|display| display.frame(damage))
     }
 
-    /// A cursor has been asked for: its number.
-    pub(crate) fn begin_cursor(&mut self, scanout: u32) -> u64 {
+    /// Drops the displays whose frames have panicked.
+    pub(crate) fn sweep(&mut self) {
+        self.list.iter_mut().filter_map(|row| row.connected.as_mut()).for_each(|connected| connected.display.sweep());
+    }
+
+    /// A cursor has been asked for, to be at this position: its number.
+    pub(crate) fn begin_cursor(&mut self, scanout: u32, position: (i32, i32)) -> u64 {
         let Some(row) = self.at_mut(scanout) else { return 0 };
-        row.cursors += 1;
-        row.cursors
+        row.next_position = position;
+        row.last_cursor += 1;
+        row.last_cursor
     }
 
-    /// Sets the cursor that was asked for under this number, unless a later one has been asked for.
-    pub(crate) fn end_cursor(&mut self, scanout: u32, number: u64, image: Option<CursorImage>, position: (i32, i32)) {
-        let Some(row) = self.at_mut(scanout).filter(|row| row.cursors == number) else { return };
-        (row.cursor, row.position) = (image, position);
+    /// Sets the cursor that was asked for under this number, unless a later one is shown already.
+    pub(crate) fn end_cursor(&mut self, scanout: u32, number: u64, image: Option<CursorImage>) {
+        let Some(row) = self.at_mut(scanout).filter(|row| row.shown_cursor < number) else { return };
+        row.shown_cursor = number;
+        row.cursor = image;
+        row.position = row.next_position;
         self.tell_cursor(scanout);
     }
 
     /// Tells the display its cursor.
-    pub(crate) fn tell_cursor(&mut self, scanout: u32) {
+    fn tell_cursor(&mut self, scanout: u32) {
         let Some(row) = self.at_mut(scanout) else { return };
-        let Some(connected) = &mut row.connected else { return };
-        let cursor = row.cursor.as_ref().map(|image| Cursor {
-            width: CURSOR_SIDE,
-            height: CURSOR_SIDE,
-            format: image.format,
-            hot_x: image.hot.0,
-            hot_y: image.hot.1,
-            pixels: Pixels::new(&image.pixels, CURSOR_SIDE as usize * 4, CURSOR_SIDE, CURSOR_SIDE),
-        });
-        connected.display.cursor(cursor.as_ref(), row.position);
+        let (Some(connected), position) = (&mut row.connected, row.position) else { return };
+        let cursor = row.cursor.as_ref().map(|image| Cursor::new(image.format, image.hot, &image.pixels));
+        connected.display.call(|display| display.cursor(cursor.as_ref(), position));
     }
 
-    /// Moves the cursor.
+    /// Moves the cursor, also one that is not there yet.
     pub(crate) fn move_cursor(&mut self, scanout: u32, position: (i32, i32)) {
         let Some(row) = self.at_mut(scanout) else { return };
-        row.position = position;
+        (row.position, row.next_position) = (position, position);
         if let Some(connected) = &mut row.connected {
-            connected.display.move_cursor(position);
+            connected.display.call(|display| display.move_cursor(position));
         }
     }
 
@@ -290,10 +347,14 @@ impl<R: Copy + Eq> Scanouts<R> {
         for scanout in 0..self.count() {
             self.hide(scanout);
             let Some(row) = self.at_mut(scanout) else { continue };
-            row.cursors += 1;
-            row.position = (0, 0);
+            row.shown_cursor = row.last_cursor;
+            (row.position, row.next_position) = ((0, 0), (0, 0));
             if row.cursor.take().is_some() {
                 self.tell_cursor(scanout);
+            }
+            let Some(connected) = self.at_mut(scanout).and_then(|row| row.connected.as_mut()) else { continue };
+            for resource in std::mem::take(&mut connected.taken) {
+                connected.display.call(|display| display.forget(resource.data().as_ffi()));
             }
         }
     }

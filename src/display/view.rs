@@ -48,11 +48,12 @@ pub(crate) fn checked(format: u32, width: u32, height: u32) -> Result<Format, Vi
 }
 
 impl View {
-    /// All rows one after the other, and nothing else.
+    /// All rows one after the other, and nothing else. `format` is the wire's number.
     ///
     /// # Errors
-    /// [`ViewError::Outside`].
-    pub(crate) fn packed(format: Format, width: u32, height: u32, shown: Area) -> Result<Self, ViewError> {
+    /// [`ViewError`].
+    pub(crate) fn packed(format: u32, width: u32, height: u32, shown: Area) -> Result<Self, ViewError> {
+        let format = checked(format, width, height)?;
         inside(shown, width, height)?;
         let mut planes = [Plane { offset: 0, stride: 0 }; 4];
         planes[0].stride = width * PIXEL;
@@ -133,10 +134,10 @@ pub(crate) fn inside(area: Area, width: u32, height: u32) -> Result<(), ViewErro
     }
 }
 
-/// What two areas, each inside some picture, have in common.
+/// What two areas have in common.
 pub(crate) fn intersection(a: Area, b: Area) -> Option<Area> {
     let cut = |a: u32, a_len: u32, b: u32, b_len: u32| {
-        let (start, end) = (a.max(b), (a + a_len).min(b + b_len));
+        let (start, end) = (a.max(b), a.saturating_add(a_len).min(b.saturating_add(b_len)));
         (start < end).then(|| (start, end - start))
     };
     let (x, width) = cut(a.x, a.width, b.x, b.width)?;

@@ -94,6 +94,8 @@ counters! {
     frames,
     /// Frames that a display did not finish by the deadline.
     frames_late,
+    /// Displays that panicked.
+    displays_lost,
     /// Cross-domain channels opened to a host service.
     channels_opened,
     /// Cross-domain channels closed, by either side.

@@ -6,11 +6,12 @@ use vm_memory::{GuestAddressSpace, GuestMemory};
 use zerocopy::transmute;
 
 use super::{Job, Lane, Pipeline, Stage, Timeline};
-use crate::commands::{Claims, Refusal, Step, claims};
+use crate::commands::{Claims, Refusal, Step};
 use crate::limits::Quota;
 use crate::protocol::command::{needed_feature, response_len};
 use crate::protocol::decode::{Head, decode};
-use crate::protocol::wire::{Header, command_type};
+use crate::protocol::features::CONTEXT_INIT;
+use crate::protocol::wire::{Header, RING_COUNT, command_type};
 use crate::protocol::{Body, Command, ErrorCode, Response};
 use crate::queue::Request;
 
@@ -36,11 +37,13 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             let charge = self.gpu.ledger.charge(Quota::HostBytes, command.payload() as u64)?;
             Ok((command, charge))
         });
-        let claims = command.as_ref().map(|(command, _)| claims(&header, command)).unwrap_or_default();
+        let claims = command.as_ref().map(|(command, _)| self.gpu.claims(&header, command)).unwrap_or_default();
         let timeline = if lane == Lane::Control { self.timeline(&header) } else { None };
         self.gpu.counters.fenced.add(u64::from(header.fenced()));
-        if matches!(command, Ok((Command::CtxDestroy, _))) {
-            self.next_life(header.ctx_id.get());
+        match command {
+            Ok((Command::CtxCreate { .. }, _)) => drop(self.contexts.insert(header.ctx_id.get())),
+            Ok((Command::CtxDestroy, _)) => self.next_life(header.ctx_id.get()),
+            _ => {}
         }
         if claims.is_empty() && timeline.is_none() {
             let begun = span.in_scope(|| command.and_then(|(command, _)| self.gpu.begin(&header, command)));
@@ -95,6 +98,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             // A guest that uses up so many ids may find a new context's fences behind an old one's.
             self.lives.clear();
         }
+        self.contexts.remove(&context);
         self.last_life += 1;
         self.lives.insert(context, self.last_life);
     }
@@ -110,20 +114,32 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             Err(error) => return (None, Err(error.into())),
         };
         let command = self
-            .check(lane, header.kind.get(), request.writable_len())
+            .check(lane, &header, request.writable_len())
             .and_then(|()| Ok(decode(&header, &head, &body, &self.decode_limits)?));
         request.set_fallback(transmute!(Response::from(ErrorCode::Unspec).header(&header)));
         (Some(header), command)
     }
 
-    /// What can be said before the command is read: its queue, its feature, room for its answer.
-    fn check(&self, lane: Lane, kind: u32, room: usize) -> Result<(), Refusal> {
+    /// What can be said before the command is read: its queue, its feature, its timeline (virtio 1.4, section 5.7.6.7), room
+    /// for its answer.
+    fn check(&self, lane: Lane, header: &Header, room: usize) -> Result<(), Refusal> {
+        let kind = header.kind.get();
         if matches!(kind, command_type::UPDATE_CURSOR | command_type::MOVE_CURSOR) != (lane == Lane::Cursor) {
             return Err(Refusal::WrongQueue);
         }
-        let feature = needed_feature(kind);
-        if self.gpu.features & feature != feature {
-            return Err(Refusal::NotNegotiated { feature });
+        let ring = if header.on_ring() { CONTEXT_INIT } else { 0 };
+        for feature in [needed_feature(kind), ring] {
+            if self.gpu.features & feature != feature {
+                return Err(Refusal::NotNegotiated { feature });
+            }
+        }
+        if header.on_ring() && header.ring_idx >= RING_COUNT {
+            return Err(Refusal::Parameter("ring_idx must be below 64"));
+        }
+        // The context as it will be when what came before has been carried out, and whatever becomes of it after.
+        let context = header.ctx_id.get();
+        if header.on_ring() && kind != command_type::CTX_CREATE && !self.contexts.contains(&context) {
+            return Err(Refusal::UnknownContext { id: context });
         }
         // Linux leaves no room for the answer to a cursor command: it waits for the chain's return alone.
         let needed = if lane == Lane::Cursor && room == 0 { 0 } else { response_len(kind) };

@@ -9,13 +9,13 @@ mod ram;
 mod scoreboard;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use futures_util::stream::{FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, StreamExt};
-use slotmap::{Key, SecondaryMap};
+use slotmap::SecondaryMap;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{Span, debug};
 use vm_memory::GuestAddressSpace;
@@ -28,7 +28,7 @@ use crate::cross_domain::Channel;
 use crate::limits::Charge;
 use crate::observe::{error_limited, warn_limited};
 use crate::protocol::decode::DecodeLimits;
-use crate::protocol::wire::Header;
+use crate::protocol::wire::{Header, command_type};
 use crate::protocol::{Command, Response};
 use crate::queue::{Popped, Request, RingError, Signal};
 use crate::seams::{Interrupt, LocalFuture};
@@ -40,7 +40,7 @@ use scoreboard::{Order, Scoreboard};
 const REQUESTS_A_TURN: usize = 64;
 /// And no further than this many bytes of them: a list of a million entries takes its time.
 const BYTES_A_TURN: usize = 1 << 20;
-/// Most pieces of finished work, and most events of channels, that are booked in a turn.
+/// Most pieces of finished work, most fences, most events of channels, that are booked in a turn.
 const EVENTS_A_TURN: usize = 64;
 
 /// Which of the two queues a request came from.
@@ -119,6 +119,10 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     board: Scoreboard<Ticket, Claim, Timeline>,
     jobs: SecondaryMap<Ticket, Job>,
     in_flight: FuturesUnordered<LocalFuture<(Ticket, Finish)>>,
+    /// Commands that had no room in this turn.
+    paced: VecDeque<(Ticket, Finish)>,
+    /// Scanouts that the VMM wants redrawn.
+    redraws: SecondaryMap<Ticket, u32>,
     /// What answers wait for when their commands are done: displays.
     ends: FuturesUnordered<LocalFuture<Ticket>>,
     chores: FuturesUnordered<LocalFuture<()>>,
@@ -140,6 +144,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     paused: bool,
     /// The configuration has changed meanwhile.
     config_changed: bool,
+    /// Ids of contexts that there are once every command that has arrived is carried out.
+    contexts: HashSet<u32>,
     /// How often each context's id has ended, for timelines.
     lives: HashMap<u32, u64>,
     last_life: u64,
@@ -161,6 +167,8 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             board: Scoreboard::default(),
             jobs: SecondaryMap::new(),
             in_flight: FuturesUnordered::new(),
+            paced: VecDeque::new(),
+            redraws: SecondaryMap::new(),
             ends: FuturesUnordered::new(),
             chores: FuturesUnordered::new(),
             quarantine: FuturesUnordered::new(),
@@ -173,6 +181,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             held: false,
             paused: false,
             config_changed: false,
+            contexts: HashSet::new(),
             lives: HashMap::new(),
             last_life: 0,
             response: Vec::new(),
@@ -197,8 +206,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// One turn. Ready never comes: the device task ends by its control messages.
     pub(crate) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<std::convert::Infallible> {
         self.nudge.arm(cx);
-        let more = if self.paused { self.poll_rest(cx, EVENTS_A_TURN) == 0 } else { self.turn(cx, true) };
-        if more {
+        if if self.paused { self.still_turn(cx) } else { self.turn(cx, true) } {
             self.nudge.again();
         }
         Poll::Pending
@@ -206,7 +214,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
 
     /// Serves everything for a turn, the queues where it is to `pop`; true where there is more to do.
     fn turn(&mut self, cx: &mut Context<'_>, pop: bool) -> bool {
-        self.gpu.turns.begin();
+        self.pace();
         let mut more = self.poll_work(cx);
         if pop {
             more |= self.poll_queue(cx, Lane::Cursor);
@@ -216,26 +224,45 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             more |= self.poll_work(cx);
             more |= self.fresh;
         }
-        more |= self.held && self.board.len() < self.gpu.limits.commands_in_flight;
-        more |= self.gpu.turns.is_awaited();
+        more |= pop && self.held && self.board.len() < self.gpu.limits.commands_in_flight;
         self.interrupt();
-        more
+        more | !self.paced.is_empty()
     }
 
-    /// Books what has ended: work, fences, displays, events of channels.
-    fn poll_work(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut budget = EVENTS_A_TURN;
-        while budget > 0
-            && let Poll::Ready(Some((ticket, finish))) = self.in_flight.poll_next_unpin(cx)
-        {
-            budget -= 1;
-            let span = self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
-            let _entered = span.enter();
-            let step = finish(&mut self.gpu);
-            self.take_step(ticket, step);
-            self.take_outbox();
-            self.obey();
+    /// A turn of a device that is paused: only what the VMM has asked for goes on.
+    fn still_turn(&mut self, cx: &mut Context<'_>) -> bool {
+        self.pace();
+        let more = self.poll_commands(cx) | self.poll_rest(cx);
+        more | std::mem::take(&mut self.fresh) | !self.paced.is_empty()
+    }
+
+    /// A turn begins: what had no room in the one before goes on, one after the other.
+    fn pace(&mut self) {
+        self.gpu.turn.begin();
+        for _ in 0..self.paced.len() {
+            if self.gpu.turn.left() == 0 {
+                break;
+            }
+            if let Some((ticket, finish)) = self.paced.pop_front() {
+                self.finish(ticket, finish);
+            }
         }
+    }
+
+    fn finish(&mut self, ticket: Ticket, finish: Finish) {
+        let span = self.jobs.get(ticket).map_or_else(Span::none, |job| job.span.clone());
+        let _entered = span.enter();
+        let step = finish(&mut self.gpu);
+        self.take_step(ticket, step);
+        self.take_outbox();
+        self.obey();
+    }
+
+    /// Books what has ended: work, fences, displays, events of channels. Each has its own part of the turn, so that none
+    /// starves another.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut full = self.poll_commands(cx);
+        let mut budget = EVENTS_A_TURN;
         while budget > 0
             && let Poll::Ready(Some((context, ticket))) = self.fences.poll_recv(cx)
         {
@@ -244,13 +271,8 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             self.take_outbox();
             self.obey();
         }
-        while budget > 0
-            && let Poll::Ready(Some(ticket)) = self.ends.poll_next_unpin(cx)
-        {
-            budget -= 1;
-            self.board.signalled(ticket);
-            self.obey();
-        }
+        full |= budget == 0;
+        budget = EVENTS_A_TURN;
         while budget > 0
             && let Poll::Ready(Some((context, event))) = self.channels.poll_next_unpin(cx)
         {
@@ -259,25 +281,56 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             self.take_outbox();
             self.obey();
         }
-        self.poll_rest(cx, budget) == 0
+        full | (budget == 0) | self.poll_rest(cx)
     }
 
-    /// Books what has ended beside the guest's commands, and says what is left of the budget.
-    fn poll_rest(&mut self, cx: &mut Context<'_>, mut budget: usize) -> usize {
+    /// Books work that has ended, and displays that are done.
+    fn poll_commands(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut budget = EVENTS_A_TURN;
+        while budget > 0
+            && let Poll::Ready(Some((ticket, finish))) = self.in_flight.poll_next_unpin(cx)
+        {
+            budget -= 1;
+            self.finish(ticket, finish);
+        }
+        let full = budget == 0;
+        budget = EVENTS_A_TURN;
+        while budget > 0
+            && let Poll::Ready(Some(ticket)) = self.ends.poll_next_unpin(cx)
+        {
+            budget -= 1;
+            self.gpu.sweep_displays();
+            let fenced = self.jobs.get(ticket).map(|job| job.header).filter(Header::fenced);
+            let fence = fenced.map(|header| self.gpu.fence(&header, ticket));
+            if fence != Some(FenceState::Pending) {
+                self.board.signalled(ticket);
+            }
+            self.take_outbox();
+            self.obey();
+        }
+        full | (budget == 0)
+    }
+
+    /// Books what has ended beside the guest's commands.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut budget = EVENTS_A_TURN;
         while budget > 0
             && let Poll::Ready(Some(end)) = self.reads.poll_next_unpin(cx)
         {
             budget -= 1;
             self.read_ended(end);
         }
+        let mut full = budget == 0;
         for rest in [&mut self.chores, &mut self.quarantine] {
+            budget = EVENTS_A_TURN;
             while budget > 0
                 && let Poll::Ready(Some(())) = rest.poll_next_unpin(cx)
             {
                 budget -= 1;
             }
+            full |= budget == 0;
         }
-        budget
+        full
     }
 
     /// Takes up a read of the VMM's.
@@ -365,6 +418,10 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     }
 
     fn start(&mut self, ticket: Ticket) {
+        if let Some(scanout) = self.redraws.remove(ticket) {
+            let step = self.gpu.redraw(scanout);
+            return self.take_step(ticket, step);
+        }
         // One that was refused at sight is done already, and only waits for its turn to be answered.
         let Some(job) = self.jobs.get_mut(ticket).filter(|job| matches!(job.stage, Stage::Waiting { .. })) else {
             return;
@@ -388,13 +445,18 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
                 self.fresh = true;
                 self.executed_until(ticket, response, true);
             }
+            Ok(Step::Turn(finish)) => self.paced.push_back((ticket, finish)),
             Err(refusal) => self.book(ticket, Err(refusal)),
         }
     }
 
-    /// Takes up work that no guest waits for.
-    pub(crate) fn go_on(&mut self, step: Step) {
-        self.take_step(Ticket::null(), Ok(step));
+    /// Shows a display all that its scanout shows, when the commands before are done with it.
+    pub(crate) fn redraw(&mut self, scanout: u32) {
+        let Some(claims) = self.gpu.redraw_claims(scanout) else { return };
+        let ticket = self.board.arrived(claims, None);
+        self.redraws.insert(ticket, scanout);
+        self.obey();
+        self.fresh = true;
     }
 
     /// A command's work is done: books it and does what follows from that.
@@ -405,13 +467,32 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     }
 
     fn book(&mut self, ticket: Ticket, outcome: Result<Response, Refusal>) {
-        let Some(header) = self.jobs.get(ticket).map(|job| job.header) else { return };
+        let Some(header) = self.jobs.get(ticket).map(|job| job.header) else {
+            // A redraw, which nobody waits for.
+            return self.board.finished(ticket, false);
+        };
         let (response, fence) = match outcome {
             Ok(response) if header.fenced() => (response, self.gpu.fence(&header, ticket)),
             Ok(response) => (response, FenceState::Signalled),
-            Err(refusal) => (self.refuse(&refusal), FenceState::Signalled),
+            Err(refusal) => {
+                self.forget_context(ticket, &header);
+                (self.refuse(&refusal), FenceState::Signalled)
+            }
         };
         self.executed_until(ticket, response, fence == FenceState::Pending);
+    }
+
+    /// A command was refused: where it was to make a context there is none, unless another is making it.
+    fn forget_context(&mut self, refused: Ticket, header: &Header) {
+        let id = header.ctx_id.get();
+        let makes = |header: &Header| header.kind.get() == command_type::CTX_CREATE && header.ctx_id.get() == id;
+        if !makes(header) || self.gpu.has_context(id) {
+            return;
+        }
+        let under_way = |job: &Job| makes(&job.header) && !matches!(job.stage, Stage::Executed(_));
+        if !self.jobs.iter().any(|(ticket, job)| ticket != refused && under_way(job)) {
+            self.contexts.remove(&id);
+        }
     }
 
     /// A command has been carried out; where it is `pending`, its answer waits for a signal.

@@ -42,9 +42,12 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// # Errors
     /// The deadline; everything is as it was then.
     pub(crate) async fn pause(&mut self, deadline: Duration) -> Result<Paused, PauseError> {
+        if self.paused {
+            return Ok(self.state());
+        }
         let ended = poll_fn(|cx| {
             self.nudge.arm(cx);
-            let more = !self.paused && self.turn(cx, false);
+            let more = self.turn(cx, false);
             if self.unfinished() == 0 {
                 return Poll::Ready(());
             }
@@ -57,16 +60,21 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             return Err(PauseError { unfinished: self.unfinished(), deadline });
         }
         self.paused = true;
+        Ok(self.state())
+    }
+
+    /// The queues as they are.
+    fn state(&self) -> Paused {
         let state = |source: &Source<M>| source.state();
         let control = self.active.as_ref().map(|active| state(&active.control));
         let cursor = self.active.as_ref().and_then(|active| active.cursor.as_ref()).map(state);
-        Ok(Paused { control, cursor, outstanding: self.jobs.len() })
+        Paused { control, cursor, outstanding: self.jobs.len() }
     }
 
-    /// Commands that are under way, wait for one that is, or for a display.
+    /// Commands that are under way, wait for one that is, or for a display; and redraws.
     fn unfinished(&self) -> usize {
         let waiting = self.jobs.values().filter(|job| matches!(job.stage, Stage::Waiting { .. }));
-        self.in_flight.len() + self.ends.len() + waiting.count()
+        self.in_flight.len() + self.paced.len() + self.redraws.len() + self.ends.len() + waiting.count()
     }
 
     /// Goes on as if nothing had been.

@@ -26,8 +26,10 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         self.active = None;
         (self.held, self.stalled, self.paused, self.config_changed) = (false, false, false, false);
         self.gpu.end();
-        // Nobody waits for a display any more.
+        // Nobody waits for a display any more, nor for what would have been copied.
         self.ends.clear();
+        self.paced.clear();
+        self.redraws.clear();
         self.jobs.drain().for_each(|(_, job)| job.request.abandon());
         let now = Instant::now();
         let ends = now.checked_add(deadline).unwrap_or(now + FOREVER);
@@ -49,6 +51,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         self.take_outbox();
         self.board.clear();
         self.lives.clear();
+        self.contexts.clear();
     }
 
     /// Waits for commands, for calls of the renderer, and for reads that copy.
@@ -72,7 +75,6 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
 
     /// Ready when no command's work, no call of the renderer and no read is under way, and every channel has been heard.
     fn poll_ends(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.gpu.turns.begin();
         while let Poll::Ready(Some((ticket, finish))) = self.in_flight.poll_next_unpin(cx) {
             // Booked like any other, so that what it placed or made is found and given up; nobody is answered.
             if let Ok(Step::Later(more)) = finish(&mut self.gpu) {
@@ -84,7 +86,12 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         while let Poll::Ready(Some(end)) = self.reads.poll_next_unpin(cx) {
             self.read_ended(end);
         }
-        let idle = self.in_flight.is_empty() && self.chores.is_empty() && self.reads.is_empty();
+        let copies = self.gpu.lease.is_quiet();
+        if !copies {
+            // It has no way to call, and takes as long as a copy of memory.
+            self.nudge.again();
+        }
+        let idle = copies && self.in_flight.is_empty() && self.chores.is_empty() && self.reads.is_empty();
         if idle { Poll::Ready(()) } else { Poll::Pending }
     }
 

@@ -4,9 +4,13 @@
 /// Bytes of a pixel, in every format.
 pub const PIXEL: u32 = 4;
 
+/// A cursor's sides in pixels (virtio 1.4, section 5.7.6.8).
+pub const CURSOR_SIDE: u32 = 64;
+
 /// A pixel format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum Format {
     /// Blue first, then green, red, alpha.
     B8G8R8A8 = 1,
@@ -53,8 +57,8 @@ impl Format {
 
     /// The kernel's name for it (`drm_fourcc.h`), whose letters go from the highest byte of a little-endian word down.
     #[must_use]
-    pub fn fourcc(self) -> [u8; 4] {
-        *match self {
+    pub fn fourcc(self) -> u32 {
+        u32::from_le_bytes(*match self {
             Self::B8G8R8A8 => b"AR24",
             Self::B8G8R8X8 => b"XR24",
             Self::A8R8G8B8 => b"BA24",
@@ -63,7 +67,7 @@ impl Format {
             Self::X8B8G8R8 => b"RX24",
             Self::A8B8G8R8 => b"RA24",
             Self::R8G8B8X8 => b"XB24",
-        }
+        })
     }
 
     /// Whether a pixel says how opaque it is.
@@ -114,7 +118,7 @@ mod tests {
                 "BGRA" => b"BA24",
                 _ => b"BX24",
             };
-            assert_eq!(&format.fourcc(), fourcc, "{name}");
+            assert_eq!(format.fourcc(), u32::from_le_bytes(*fourcc), "{name}");
         }
         for number in [0, 5, 66, 69, 120, 122, 133, 135, u32::MAX] {
             assert_eq!(Format::from_wire(number), None);

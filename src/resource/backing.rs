@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::limits::{Charge, Ledger, LimitReached, Quota};
 use crate::protocol::wire::MemEntry;
@@ -17,6 +18,8 @@ pub(crate) trait GuestRam {
     fn write(&self, address: u64, data: &[u8]) -> bool;
     /// Copies bytes from `address` on; false where not all of them are RAM.
     fn read(&self, address: u64, out: &mut [u8]) -> bool;
+    /// The same memory, looked up once for many accesses that follow each other.
+    fn held(&self) -> Box<dyn GuestRam + '_>;
     /// The same memory for another thread.
     fn share(&self) -> Box<dyn GuestRam + Send>;
 }
@@ -90,10 +93,10 @@ impl Backing {
         pieces_of(&self.pieces, range)
     }
 
-    /// Copies bytes from `start` on into `out`, and says of how many pieces they were; `None` where they do not all lie in
-    /// the backing, or are RAM no more.
-    pub(crate) fn read(&self, ram: &dyn GuestRam, start: u64, out: &mut [u8]) -> Option<usize> {
-        read(&self.pieces, ram, start, out)
+    /// Copies bytes from `start` on into `out`, as many as lie in the first `most` pieces, and says how many bytes and pieces
+    /// that were; `None` where they do not all lie in the backing, or are RAM no more.
+    pub(crate) fn read(&self, ram: &dyn GuestRam, start: u64, out: &mut [u8], most: usize) -> Option<(usize, usize)> {
+        read(&self.pieces, ram, start, out, most)
     }
 
     /// Writes `data` at the start of the backing; false where it does not fit or is RAM no more.
@@ -101,24 +104,77 @@ impl Backing {
         write(&self.pieces, ram, 0, data)
     }
 
-    /// The same memory for somebody on another thread.
-    pub(crate) fn share(&self, ram: &dyn GuestRam) -> GuestBacking {
-        GuestBacking { pieces: Arc::clone(&self.pieces), len: self.len, ram: ram.share() }
+    /// The same memory for somebody on another thread, as long as the lease lasts.
+    pub(crate) fn share(&self, ram: &dyn GuestRam, lease: &Lease) -> GuestBacking {
+        GuestBacking {
+            pieces: Arc::clone(&self.pieces),
+            len: self.len,
+            ram: ram.share(),
+            copies: Arc::clone(&lease.copies),
+        }
+    }
+}
+
+/// The right of other threads to touch guest memory: from the driver's start to its end, after which the memory may belong to
+/// another driver. It ends with the value at the latest.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    /// How many copies are under way, and [`ENDED`].
+    copies: Arc<AtomicUsize>,
+}
+
+const ENDED: usize = 1 << (usize::BITS - 1);
+
+impl Lease {
+    /// No copy begins any more.
+    pub(crate) fn end(&self) {
+        self.copies.fetch_or(ENDED, Ordering::SeqCst);
+    }
+
+    /// Whether no copy is under way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.copies.load(Ordering::SeqCst) & !ENDED == 0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A copy that is under way.
+struct Copy<'a>(&'a AtomicUsize);
+
+impl<'a> Copy<'a> {
+    /// `None` where the lease has ended.
+    fn begin(copies: &'a AtomicUsize) -> Option<Self> {
+        let copy = Self(copies);
+        (copies.fetch_add(1, Ordering::SeqCst) & ENDED == 0).then_some(copy)
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// The guest memory behind a resource, for a renderer: bytes are copied, and each access is checked, because memory may be
-/// taken from a guest while it is attached. It stays alive as long as this value.
+/// taken from a guest while it is attached. It stays alive as long as this value, but after a reset nothing is copied any
+/// more: it is another driver's then.
 pub struct GuestBacking {
     pieces: Arc<[Piece]>,
     len: u64,
     ram: Box<dyn GuestRam + Send>,
+    copies: Arc<AtomicUsize>,
 }
 
 /// Bytes that are not, or not any more, guest memory behind a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("bytes {start:#x}+{len:#x} of a backing of {have:#x} bytes are no guest memory")]
-pub struct BackingRange {
+#[non_exhaustive]
+pub struct NotBacked {
     /// First byte.
     pub start: u64,
     /// Number of bytes.
@@ -138,19 +194,22 @@ impl GuestBacking {
     /// Copies bytes from `start` on to `out`.
     ///
     /// # Errors
-    /// [`BackingRange`]; `out` may be written in part.
-    pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), BackingRange> {
-        let range = BackingRange { start, len: out.len() as u64, have: self.len };
-        read(&self.pieces, &*self.ram, start, out).map(drop).ok_or(range)
+    /// [`NotBacked`]; `out` may be written in part.
+    pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), NotBacked> {
+        let range = NotBacked { start, len: out.len() as u64, have: self.len };
+        let copy = Copy::begin(&self.copies);
+        copy.and_then(|_copy| read(&self.pieces, &*self.ram, start, out, usize::MAX)).map(drop).ok_or(range)
     }
 
     /// Copies `data` to the bytes from `start` on.
     ///
     /// # Errors
-    /// [`BackingRange`]; part of it may have been written.
-    pub fn write(&self, start: u64, data: &[u8]) -> Result<(), BackingRange> {
-        let range = BackingRange { start, len: data.len() as u64, have: self.len };
-        if write(&self.pieces, &*self.ram, start, data) { Ok(()) } else { Err(range) }
+    /// [`NotBacked`]; part of it may have been written.
+    pub fn write(&self, start: u64, data: &[u8]) -> Result<(), NotBacked> {
+        let range = NotBacked { start, len: data.len() as u64, have: self.len };
+        let copy = Copy::begin(&self.copies);
+        let written = copy.is_some_and(|_copy| write(&self.pieces, &*self.ram, start, data));
+        if written { Ok(()) } else { Err(range) }
     }
 }
 
@@ -169,16 +228,16 @@ fn pieces_of(pieces: &[Piece], range: Range<u64>) -> impl Iterator<Item = (u64, 
     })
 }
 
-fn read(pieces: &[Piece], ram: &dyn GuestRam, start: u64, mut out: &mut [u8]) -> Option<usize> {
+fn read(pieces: &[Piece], ram: &dyn GuestRam, start: u64, out: &mut [u8], most: usize) -> Option<(usize, usize)> {
     let end = start.checked_add(out.len() as u64)?;
-    let mut count = 0;
-    for (address, len) in pieces_of(pieces, start..end) {
-        let (now, later) = out.split_at_mut(len as usize);
-        ram.read(address, now).then_some(())?;
-        out = later;
+    let (mut done, mut count) = (0, 0);
+    for (address, len) in pieces_of(pieces, start..end).take(most) {
+        let now = done..done + len as usize;
+        done = now.end;
         count += 1;
+        ram.read(address, &mut out[now]).then_some(())?;
     }
-    out.is_empty().then_some(count)
+    (done == out.len() || count == most).then_some((done, count))
 }
 
 fn write(pieces: &[Piece], ram: &dyn GuestRam, start: u64, mut data: &[u8]) -> bool {
@@ -230,6 +289,9 @@ mod tests {
             }
             fits
         }
+        fn held(&self) -> Box<dyn GuestRam + '_> {
+            Box::new(self.clone())
+        }
         fn share(&self) -> Box<dyn GuestRam + Send> {
             Box::new(self.clone())
         }
@@ -276,15 +338,38 @@ mod tests {
         for start in 0..12 {
             for end in start..=12 {
                 let mut out = vec![0xff; end - start];
-                assert!(backing.read(&ram, start as u64, &mut out).is_some());
+                assert!(backing.read(&ram, start as u64, &mut out, usize::MAX).is_some());
                 assert_eq!(out, whole[start..end]);
             }
-            assert!(backing.read(&ram, start as u64, &mut vec![0; 13 - start]).is_none());
+            assert!(backing.read(&ram, start as u64, &mut vec![0; 13 - start], usize::MAX).is_none());
         }
-        assert!(backing.read(&ram, u64::MAX, &mut [0; 2]).is_none());
-        let shared = backing.share(&ram);
+        assert!(backing.read(&ram, u64::MAX, &mut [0; 2], usize::MAX).is_none());
+        let mut some = [0; 12];
+        assert_eq!(backing.read(&ram, 1, &mut some[..9], 2), Some((5, 2)));
+        assert_eq!(some, [33, 34, 35, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let lease = Lease::default();
+        let shared = backing.share(&ram, &lease);
         shared.write(5, &[9, 9]).expect("inside");
-        assert_eq!((ram.bytes()[1], ram.bytes()[50]), (9, 9));
-        assert_eq!(shared.write(11, &[0; 2]), Err(BackingRange { start: 11, len: 2, have: 12 }));
+        assert_eq!(ram.bytes()[1], 9);
+        assert_eq!(ram.bytes()[50], 9);
+        assert_eq!(shared.write(11, &[0; 2]), Err(NotBacked { start: 11, len: 2, have: 12 }));
+    }
+
+    #[test]
+    fn memory_is_never_touched_after_its_lease() {
+        let ram = Ram::new(64);
+        let ledger = Ledger::new(&Limits::default());
+        let backing = Backing::new(&[entry(0, 8)], 8, &ram, &ledger).expect("valid");
+        let lease = Lease::default();
+        let shared = backing.share(&ram, &lease);
+        let copy = Copy::begin(&shared.copies).expect("a lease that lasts");
+        lease.end();
+        assert!(!lease.is_quiet(), "a copy is under way");
+        drop(copy);
+        assert!(lease.is_quiet());
+        shared.write(0, &[1]).expect_err("the lease has ended");
+        shared.read(0, &mut [0]).expect_err("the lease has ended");
+        assert!(lease.is_quiet());
+        assert_eq!(ram.bytes()[0], 0);
     }
 }

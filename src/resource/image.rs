@@ -37,5 +37,7 @@ pub(crate) struct Rendered {
     /// 0 for what has no sides.
     pub(crate) width: u32,
     pub(crate) height: u32,
+    /// Bytes that must stand behind it: a shadowed blob's size.
+    pub(crate) least: u64,
     pub(crate) backing: Option<Backing>,
 }

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use slotmap::Key;
 use smallvec::SmallVec;
 
-pub(crate) use backing::{Backing, BackingError, GuestRam};
-pub use backing::{BackingRange, GuestBacking};
+pub(crate) use backing::{Backing, BackingError, GuestRam, Lease};
+pub use backing::{GuestBacking, NotBacked};
 pub(crate) use blob::{GuestBlob, HostBlob, MapState, WrongState};
 pub(crate) use image::{Image, Rendered};
 pub(crate) use table::Table;
@@ -67,15 +67,15 @@ pub(crate) struct Resource<C: Key> {
     pub(crate) charge: Charge,
 }
 
-/// From this size on pages are freed by the ring's workers: that takes the kernel about 0.2 ms a MiB.
-const FREE_ELSEWHERE: usize = 1 << 20;
+/// From this size on pages are freed by the ring's workers: that takes the kernel about 0.2 ms a MiB, and a turn may end
+/// many images.
+const FREE_ELSEWHERE: usize = 64 << 10;
 
 /// What became of a resource that was given up.
 #[derive(Default)]
 pub(crate) struct Retired {
     /// Its range of the window could not be taken back; the rest, where there is one, may still do it.
     pub(crate) quarantined: bool,
-    /// What goes on, and nobody waits for.
     pub(crate) rest: Option<LocalFuture<()>>,
 }
 
@@ -107,12 +107,12 @@ impl Image {
         }
         let Self { pixels, charge: bytes, .. } = self;
         let freeing = ring::free(pixels);
-        let rest: LocalFuture<()> = Box::pin(async move {
+        Work::later(async move {
             // Memory that cannot be freed early is freed when it is unmapped.
             let _ = freeing.await;
             drop((bytes, charge));
-        });
-        Work::Done(Retired { quarantined: false, rest: Some(rest) })
+            Retired::default()
+        })
     }
 }
 

@@ -263,7 +263,11 @@ impl Guest {
                 Ok(token) => return token,
                 Err(full) => {
                     self.publish(lane);
-                    self.sleep(lane, started, &format!("room in the queue ({full})"));
+                    let before = self.port(lane).arrived.len();
+                    self.collect(lane);
+                    if self.port(lane).arrived.len() == before {
+                        self.sleep(lane, started, &format!("room in the queue ({full})"));
+                    }
                 }
             }
         }

@@ -42,6 +42,7 @@ pub enum Shown {
 struct State {
     shown: Vec<Shown>,
     size: (u32, u32),
+    format: Option<Format>,
     canvas: Vec<u8>,
     buffer: Option<OwnedFd>,
 }
@@ -119,8 +120,10 @@ impl Display for Screen {
     fn attach(&mut self, picture: &Picture<'_>) {
         let Picture { width, height, format, buffer } = *picture;
         let mut state = lock(&self.state);
-        state.size = (width, height);
-        state.canvas = vec![0; width as usize * height as usize * 4];
+        if (state.size, state.format) != ((width, height), Some(format)) {
+            (state.size, state.format) = ((width, height), Some(format));
+            state.canvas = vec![0; width as usize * height as usize * 4];
+        }
         state.buffer = buffer.map(|buffer| buffer.file.try_clone_to_owned().expect("a duplicate"));
         state.shown.push(Shown::Attached { width, height, format, by_buffer: buffer.is_some() });
     }

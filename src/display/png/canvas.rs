@@ -39,7 +39,7 @@ impl Canvas {
         let start = area.x as usize * PIXEL as usize;
         let rows = self.rows.iter_mut().skip(area.y as usize).take(area.height as usize);
         for (row, drawn) in rows.zip(pixels.rows()) {
-            if drawn.len() == row.len() && Arc::get_mut(row).is_none() {
+            if start == 0 && drawn.len() == row.len() && Arc::get_mut(row).is_none() {
                 // Nothing of the shared row stays.
                 *row = Arc::from(drawn);
             } else if let Some(part) = Arc::make_mut(row).get_mut(start..start + drawn.len()) {
@@ -71,7 +71,11 @@ mod tests {
 
     fn drawn(canvas: &Canvas) -> Vec<u8> {
         let mut all = Vec::new();
-        canvas.rgb(|row| Ok::<(), ()>(all.extend_from_slice(row))).expect("no error of ours");
+        let taken = canvas.rgb(|row| {
+            all.extend_from_slice(row);
+            Ok::<(), ()>(())
+        });
+        taken.expect("no error of ours");
         all
     }
 
@@ -91,7 +95,7 @@ mod tests {
     fn drawing_never_leaves_the_picture() {
         let mut canvas = Canvas::new(Format::B8G8R8A8, 2, 2);
         for (x, y) in [(1, 0), (0, 2), (u32::MAX, 0), (0, u32::MAX)] {
-            canvas.draw(Area { x, y, width: 2, height: 2 }, Pixels::new(&[9; 12], 4, 2, 2));
+            canvas.draw(Area { x, y, width: 2, height: 2 }, Pixels::new(&[9; 16], 8, 2, 2));
         }
         assert_eq!(drawn(&canvas), [0; 12]);
     }

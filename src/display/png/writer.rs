@@ -4,19 +4,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::thread;
 
 use tokio::sync::watch;
 
 use super::canvas::Canvas;
 use super::file::{Files, Sprite};
 use crate::observe::warn_limited;
-
-/// How long the end of a display waits for a thread that the disk holds up.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A cursor and its position, or none.
 type Shown = Option<(Arc<Sprite>, (i32, i32))>;
@@ -67,8 +62,6 @@ pub(super) struct Writer {
     /// The last picture's number.
     last: u64,
     written: watch::Receiver<u64>,
-    /// The thread, and what it drops with its end.
-    thread: Option<(JoinHandle<()>, Receiver<()>)>,
 }
 
 impl Writer {
@@ -80,10 +73,10 @@ impl Writer {
         let path = files.path().to_owned();
         let name = format!("png {}", path.file_stem().unwrap_or_default().to_string_lossy());
         let letter_box = Arc::<LetterBox>::default();
-        let ((tell, written), (end, ended)) = (watch::channel(0), channel());
+        let (tell, written) = watch::channel(0);
         let letters = Arc::clone(&letter_box);
-        let thread = thread::Builder::new().name(name).spawn(move || serve(&letters, &files, &tell, end))?;
-        Ok(Self { letter_box, path, last: 0, written, thread: Some((thread, ended)) })
+        thread::Builder::new().name(name).spawn(move || serve(&letters, &files, &tell))?;
+        Ok(Self { letter_box, path, last: 0, written })
     }
 
     /// Where the picture goes.
@@ -113,7 +106,7 @@ impl Writer {
 }
 
 /// Writes what comes until the display has gone.
-fn serve(letter_box: &LetterBox, files: &Files, tell: &watch::Sender<u64>, end: Sender<()>) {
+fn serve(letter_box: &LetterBox, files: &Files, tell: &watch::Sender<u64>) {
     while let Some(Letters { picture, cursor }) = letter_box.take() {
         if let Some(cursor) = cursor {
             let cursor = cursor.as_ref().map(|(sprite, position)| (&**sprite, *position));
@@ -133,9 +126,9 @@ fn serve(letter_box: &LetterBox, files: &Files, tell: &watch::Sender<u64>, end: 
             tell.send_replace(number);
         }
     }
-    drop(end);
 }
 
+/// The thread ends by itself: an encode that is under way is given up between two rows.
 impl Drop for Writer {
     fn drop(&mut self) {
         {
@@ -144,11 +137,5 @@ impl Drop for Writer {
             self.letter_box.over.store(true, Ordering::Relaxed);
         }
         self.letter_box.filled.notify_one();
-        let Some((thread, ended)) = self.thread.take() else { return };
-        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            warn_limited!(path = %self.path.display(), "the disk holds up a display's thread, which ends by itself later");
-        } else {
-            let _ = thread.join();
-        }
     }
 }
