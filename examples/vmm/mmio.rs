@@ -155,7 +155,7 @@ impl Transport {
             VIRTIO_MMIO_SHM_LEN_HIGH => half(region_len, 1),
             VIRTIO_MMIO_SHM_BASE_LOW => half(region_base, 0),
             VIRTIO_MMIO_SHM_BASE_HIGH => half(region_base, 1),
-            // The configuration space never changes, and so has no generations.
+            VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
             _ => 0,
         }
     }
