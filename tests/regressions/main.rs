@@ -2,6 +2,7 @@
 #![cfg(feature = "testing")]
 
 mod channel;
+mod copies;
 #[path = "../renderer/echo.rs"]
 #[allow(dead_code, reason = "shared with other test programs")]
 mod echo;
