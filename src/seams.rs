@@ -142,6 +142,31 @@ pub trait SharedMemory: Send + 'static {
     fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError>;
 }
 
+impl<S: SharedMemory + ?Sized> SharedMemory for Box<S> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+
+    fn place(
+        &self,
+        offset: u64,
+        len: u64,
+        file: BorrowedFd<'_>,
+        kind: BufferKind,
+        protection: Protection,
+    ) -> Work<Result<(), PlaceError>> {
+        (**self).place(offset, len, file, kind, protection)
+    }
+
+    fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {
+        (**self).clear(offset, len, kind)
+    }
+
+    fn clear_now(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
+        (**self).clear_now(offset, len)
+    }
+}
+
 /// A rectangle in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Area {

@@ -5,6 +5,7 @@
 mod buffers;
 mod events;
 mod frames;
+mod handles;
 mod panics;
 mod plugging;
 mod replaced;
