@@ -287,8 +287,8 @@ pub struct Cursor<'a> {
     pub width: u32,
     /// Height in pixels: 64.
     pub height: u32,
-    /// Format of its pixels, whose colours Linux has multiplied by their alpha. That of a blob is not known, and taken for
-    /// what Linux draws cursors in: B8G8R8A8.
+    /// Format of its pixels, always with alpha, which Linux has multiplied their colours by: a resource in a screen's format
+    /// holds a cursor's all the same. That of a blob is not known, and taken for what Linux draws cursors in: B8G8R8A8.
     pub format: Format,
     /// The pixel that points, from the left: any number, as the guest gives it.
     pub hot_x: u32,

@@ -53,7 +53,8 @@ impl Gpu {
             return Ok(Step::Done(Response::NoData));
         };
         Step::after(pixels, self, move |gpu, fetched| {
-            let image = CursorImage { format, hot, pixels: gpu.take_fetched(fetched)? };
+            // Linux draws cursors with alpha, and gives their resources the format of a screen.
+            let image = CursorImage { format: format.with_alpha(), hot, pixels: gpu.take_fetched(fetched)? };
             gpu.scanouts.end_cursor(scanout, number, Some(image));
             Ok(Response::NoData)
         })

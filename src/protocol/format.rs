@@ -76,6 +76,18 @@ impl Format {
         matches!(self, Self::B8G8R8A8 | Self::A8R8G8B8 | Self::R8G8B8A8 | Self::A8B8G8R8)
     }
 
+    /// The format whose fourth byte is alpha, where it was nothing.
+    #[must_use]
+    pub fn with_alpha(self) -> Self {
+        match self {
+            Self::B8G8R8X8 => Self::B8G8R8A8,
+            Self::X8R8G8B8 => Self::A8R8G8B8,
+            Self::X8B8G8R8 => Self::A8B8G8R8,
+            Self::R8G8B8X8 => Self::R8G8B8A8,
+            with_alpha => with_alpha,
+        }
+    }
+
     /// A pixel's red, green, blue and alpha; one without alpha is opaque.
     #[must_use]
     pub fn rgba(self, pixel: [u8; 4]) -> [u8; 4] {
@@ -106,6 +118,7 @@ mod tests {
             let of = |channel| order.iter().position(|letter| *letter == channel).map_or(0xff, |at| pixel[at]);
             assert_eq!(format.rgba(pixel), ['R', 'G', 'B', 'A'].map(of), "{name}");
             assert_eq!(format.has_alpha(), order.contains(&'A'), "{name}");
+            assert_eq!(format!("{:?}", format.with_alpha()), name.replace('X', "A"));
             assert_eq!(Format::from_wire(format.wire()), Some(format));
             let little_endian: String = order.iter().rev().collect();
             let fourcc = match little_endian.as_str() {
