@@ -1,13 +1,13 @@
 //! The defects that were found in an existing virtio-gpu device and its bridge, one test for each that could happen here.
 //! The rows are those of a defect table in the project's notes; each test names its row and what must not happen.
 //!
-//! Without a test, because nothing that is built yet could have the defect: row 19 (an UNREF that is refused because of
-//! a scanout), 20 (scanouts in use by mistake) and 21 (the offset of a 2D transfer). Row 32 (caching and CPU access of
-//! dma-bufs on hosts that are not coherent) needs such a host.
+//! Without a test: row 32 (caching and CPU access of dma-bufs on hosts that are not coherent), which needs such a host.
 #![cfg(feature = "testing")]
 
 #[path = "defects/channel.rs"]
 mod channel;
+#[path = "defects/displays.rs"]
+mod displays;
 #[path = "defects/exhausted.rs"]
 mod exhausted;
 #[path = "defects/fences.rs"]
