@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use virtio_gpu_uring::{ChannelType, HostWindow};
 
 use super::error::VmmError;
+use super::screens::Size;
 
 /// Boots a Linux kernel with a virtio-gpu whose blobs are live host buffers
 ///
@@ -43,12 +44,29 @@ pub(crate) struct Arguments {
     pub(crate) gaps: Gaps,
 
     /// Serves the buffers of this V4L2 device to the guest, on cross-domain channels of type camera
-    #[arg(long, value_name = "DEV")]
+    #[arg(long, value_name = "DEV", conflicts_with = "no_3d")]
     pub(crate) camera: Option<PathBuf>,
 
     /// Lets the guest connect to a Unix socket; TYPE is wayland, camera (not beside --camera), pipewire or x11
-    #[arg(long, value_name = "TYPE=PATH", value_parser = socket)]
+    #[arg(long, value_name = "TYPE=PATH", value_parser = socket, conflicts_with = "no_3d")]
     pub(crate) socket: Vec<(ChannelType, PathBuf)>,
+
+    /// Connects a display of this size, from left to right where there are several: up to 16
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    pub(crate) screen: Vec<Size>,
+
+    /// Keeps what display N shows in scanout-N.png in this folder, and its cursor in scanout-N-cursor.png
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) png: Option<PathBuf>,
+
+    /// Offers no contexts, and so no channels: Linux then shows blobs of its own memory
+    #[arg(long)]
+    pub(crate) no_3d: bool,
+
+    /// Takes commands on this Unix socket while the guest runs, a line each, and answers "ok" or "error REASON":
+    /// "screen N WIDTHxHEIGHT" connects display N or gives it another size, "unplug N" disconnects it
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
+    pub(crate) control: Option<PathBuf>,
 
     /// Writes what the device does to this file; RUST_LOG chooses what, as in virtio_gpu_uring=trace
     #[arg(long, value_name = "FILE")]

@@ -23,6 +23,8 @@ pub(crate) enum VmmError {
     MemoryType,
     #[error("--camera and --socket camera=PATH: a guest has one camera service")]
     TwoCameras,
+    #[error("a socket at {}: {source}", path.display())]
+    Socket { path: PathBuf, source: io::Error },
     #[error("guest memory: {0}")]
     Memory(String),
     #[error("the device: {0}")]

@@ -1,9 +1,10 @@
-//! The device as this VMM embeds it: its window, its host sockets, and the ends that tie it to KVM.
+//! The device as this VMM embeds it: its window, its displays, its host sockets, and the ends that tie it to KVM.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtio_gpu_uring::{Builder, ChannelType, Counters, Device, HostWindow};
+use virtio_gpu_uring::protocol::features::VIRGL;
+use virtio_gpu_uring::{Builder, ChannelType, Counters, Device, Displays, HostWindow};
 
 use super::acpi::GPU_GSI;
 use super::arguments::Arguments;
@@ -12,6 +13,7 @@ use super::error::VmmError;
 use super::kvm::VirtualMachine;
 use super::memory::{GPU_REGISTERS, Ram};
 use super::mmio::{QUEUE_NOTIFY, Transport};
+use super::screens::Screens;
 
 /// KVM looks at some thousand pages in a millisecond.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,6 +26,7 @@ impl Gpu {
     /// an irqfd, and the registers.
     pub(crate) fn new(
         arguments: &Arguments,
+        screens: &Screens,
         camera: Option<&CameraService>,
         machine: &VirtualMachine,
         ram: Ram,
@@ -32,6 +35,10 @@ impl Gpu {
     ) -> Result<(Self, Transport), VmmError> {
         let region = (window_at, window.len());
         let mut builder = Builder::new().window(checked(window, window_at, machine, arguments.cpus)?);
+        builder = screens.connect(builder)?;
+        if arguments.no_3d {
+            builder = builder.withhold(VIRGL);
+        }
         for (channel_type, path) in &arguments.socket {
             builder = builder.host_socket(*channel_type, path);
         }
@@ -44,6 +51,11 @@ impl Gpu {
         let line = machine.interrupt_line(GPU_GSI)?;
         let transport = Transport::new(Arc::clone(&device), ram, doorbells, line, region);
         Ok((Self(device), transport))
+    }
+
+    /// For those who plug displays in and out.
+    pub(crate) fn displays(&self) -> Displays {
+        self.0.displays()
     }
 
     /// Ends the device: the window is empty then, and what the guest has held is closed.

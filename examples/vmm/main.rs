@@ -14,6 +14,8 @@
 //!    [`activate`](virtio_gpu_uring::Device::activate), status 0 [`reset`](virtio_gpu_uring::Device::reset).
 //! 6. At the guest's end the device is stopped, which empties the window and closes what the guest has held.
 //!
+//! `screens` is what the guest's pictures are shown on; `control` plugs and unplugs screens while the guest runs.
+//!
 //! `camera` is a host service that has nothing to do with VMMs: it serves a V4L2 device's buffers on a Unix socket, as
 //! PipeWire would.
 
@@ -36,6 +38,7 @@ mod vmm {
     mod bus;
     mod camera;
     mod console;
+    mod control;
     mod error;
     mod gpu;
     mod kvm;
@@ -43,6 +46,7 @@ mod vmm {
     mod mmio;
     mod processor;
     pub(super) mod run;
+    mod screens;
     mod trace;
 }
 

@@ -12,11 +12,13 @@ use super::boot;
 use super::bus::Bus;
 use super::camera::CameraService;
 use super::console::Console;
+use super::control::Control;
 use super::error::VmmError;
 use super::gpu::Gpu;
 use super::kvm::{Host, VirtualMachine};
 use super::memory::Layout;
 use super::processor::{End, Processors};
+use super::screens::Screens;
 use super::trace;
 
 /// The whole program. Status 0: the guest has powered off; 1: anything else, which one line names; 2: bad arguments.
@@ -51,7 +53,10 @@ fn run(arguments: &Arguments) -> Result<End, VmmError> {
     let window = arguments.host_window()?;
     let machine = VirtualMachine::new(&host, Arc::clone(&ram), window.clone(), layout.window.start)?;
     say!("window guest {:#x} host {:#x} len {:#x}", layout.window.start, window.host_address() as usize, window.len());
-    let (gpu, transport) = Gpu::new(arguments, camera.as_ref(), &machine, ram, window, layout.window.start)?;
+    let screens = Screens::new(arguments);
+    let (gpu, transport) = Gpu::new(arguments, &screens, camera.as_ref(), &machine, ram, window, layout.window.start)?;
+    let control = arguments.control.as_deref();
+    let _control = control.map(|path| Control::start(path, gpu.displays(), screens)).transpose()?;
     let console = Console::new(machine.interrupt_line(acpi::CONSOLE_GSI)?)?;
     let end = Processors::start(&machine, arguments.cpus, &entry, &Bus::new(console, transport))?.wait();
     gpu.stop();
