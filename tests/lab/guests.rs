@@ -1,13 +1,20 @@
-//! Linux guests with their own virtio-gpu driver, in the example VMM: what a program in the guest sees of host buffers, and
-//! what it cannot do to them.
+//! Linux guests with their own virtio-gpu driver, in the example VMM: what a program in the guest sees of host buffers, what
+//! it cannot do to them, and what the host sees of the guest's pictures.
 
 mod camera;
 mod gaps;
 mod live;
+mod modetest;
+mod pictures;
 mod refused;
 mod served;
+mod shown;
 mod unbind;
 mod unreachable;
 mod unwritable;
 mod vandal;
 mod vm;
+
+/// The guest program's pictures, as it computes them itself.
+#[path = "guest/src/pattern.rs"]
+mod pattern;

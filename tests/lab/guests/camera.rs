@@ -3,10 +3,12 @@
 
 use vmm_sys_util::tempdir::TempDir;
 
-use super::vm::{Ended, Vm, figure};
+use super::vm::{Ended, Vm, figure, traced};
 use crate::exporters::{CAMERA, say};
 
 const FRAMES: u64 = 60;
+const MAP: u32 = 0x208;
+const UNMAP: u32 = 0x209;
 
 /// In this order: a program that watches, one that maps and unmaps, one that closes without unmapping, one that is killed,
 /// and the driver's own end and return.
@@ -37,12 +39,6 @@ fn sessions(ended: &Ended) -> Vec<(Vec<String>, String)> {
         }
     }
     sessions
-}
-
-/// How many commands of a kind are through, as the VMM's trace tells: MAP is 0x208, UNMAP 0x209.
-fn traced(trace: &str, kind: &str) -> u64 {
-    let of_kind = trace.lines().filter(|line| line.contains(&format!("kind={kind} ")) && line.contains(" close time."));
-    of_kind.count() as u64
 }
 
 #[test]
@@ -81,7 +77,7 @@ fn a_camera_frame_never_arrives_as_zeros_or_as_another() {
     // Four buffers at each connection and in each cycle.
     assert!(maps >= 4 * (frames.len() as u64 + cycles) && unmaps == maps, "{device}");
     let trace = std::fs::read_to_string(&trace).expect("a trace");
-    assert_eq!((traced(&trace, "0x208"), traced(&trace, "0x209")), (maps, unmaps), "MAP and UNMAP in the trace");
+    assert_eq!((traced(&trace, MAP), traced(&trace, UNMAP)), (maps, unmaps), "MAP and UNMAP in the trace");
     say(&format!(
         "camera cycles={cycles} left={left} killed={killed} after={again} reloaded={reloaded} maps={maps} traced={maps} \
          memory=write-back"

@@ -115,9 +115,20 @@ impl Vm {
         self.wait_for(beginning, 1, |heard| &heard.console);
     }
 
+    /// The first line that the guest says and that begins like this.
+    pub(crate) fn said(&mut self, beginning: &str) -> String {
+        self.wait_for(beginning, 1, |heard| &heard.console)
+    }
+
     /// Lets a guest that pauses go on.
     pub(crate) fn resume(&mut self) {
-        self.child.stdin.as_mut().expect("a pipe").write_all(b"go\n").expect("a VMM that listens");
+        self.tell("go");
+    }
+
+    /// Types a line on the guest's console.
+    pub(crate) fn tell(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("a pipe");
+        writeln!(stdin, "{line}").expect("a VMM that listens");
     }
 
     /// Waits until `count` lines that begin like this have been said, and answers with the last of them.
@@ -283,4 +294,11 @@ impl Ended {
 pub(crate) fn figure(line: &str, name: &str) -> u64 {
     let word = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no {name} in {line:?}"))
+}
+
+/// How many commands of a kind are through, as the VMM's trace tells.
+pub(crate) fn traced(trace: &str, kind: u32) -> u64 {
+    let kind = format!("kind={kind:#x} ");
+    let of_kind = trace.lines().filter(|line| line.contains(&kind) && line.contains(" close time."));
+    of_kind.count() as u64
 }

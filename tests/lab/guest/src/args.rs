@@ -11,6 +11,8 @@ usage: lab-guest SUBCOMMAND
   refused --channel TYPE [--factor F]  blobs F times (2) as long as announced must not be mapped; keeps them until
                                    the host says a second line
   buffers --channel TYPE           map what comes, and do what the host says: hash I, fill I BYTE, quit
+  screens                          draw what lines on standard input say
+  console                          the console's pixels: how many are lit, and a checksum of all
 TYPE is wayland, camera, pipewire, x11 or a number.";
 
 /// What to do.
@@ -24,6 +26,8 @@ pub(crate) enum Job {
     Gap,
     Refused { channel: u32, factor: usize },
     Buffers { channel: u32 },
+    Screens,
+    Console,
 }
 
 /// None where the command line is not understood.
@@ -42,6 +46,8 @@ pub(crate) fn parse(args: &[String]) -> Option<Job> {
             Job::Refused { channel: channel(options.take("--channel")?)?, factor: options.number("--factor", 2)? }
         }
         "buffers" => Job::Buffers { channel: channel(options.take("--channel")?)? },
+        "screens" => Job::Screens,
+        "console" => Job::Console,
         _ => return None,
     };
     options.rest.is_empty().then_some(job)
@@ -101,6 +107,7 @@ mod tests {
             "camera --frames x",
             "camera --rounds 1",
             "leave now",
+            "screens 0",
             "leave --frames 1",
             "refused",
             "refused --channel tv",

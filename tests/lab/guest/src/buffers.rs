@@ -19,6 +19,13 @@ pub(crate) struct Digest {
 }
 
 impl Digest {
+    /// Of bytes.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let word =
+            |offset: usize| bytes[offset..].iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        Self::of_words(bytes.len(), word)
+    }
+
     /// Of the first `len` bytes of what `word` gives eight bytes a time.
     fn of_words(len: usize, word: impl Fn(usize) -> u64) -> Self {
         let (mut hash, mut bits) = (FNV_OFFSET, 0);
@@ -86,9 +93,11 @@ mod tests {
 
     fn digest(bytes: &[u8]) -> Digest {
         let padded: Vec<u8> = bytes.iter().copied().chain([0xff; 8]).collect();
-        Digest::of_words(bytes.len(), |offset| {
+        let digest = Digest::of_words(bytes.len(), |offset| {
             u64::from_le_bytes(padded[offset..offset + 8].try_into().expect("eight bytes"))
-        })
+        });
+        assert_eq!(digest, Digest::of(bytes));
+        digest
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The kernel's DRM ioctls for virtio-gpu, and memory mapped through it: all `unsafe` code of this program.
+//! The kernel's DRM ioctls for virtio-gpu, and memory mapped through it.
 //! Layouts and numbers as in the kernel's `include/uapi/drm/virtgpu_drm.h` and `include/uapi/drm/drm.h`.
 #![expect(unsafe_code, reason = "ioctls take pointers, and mapped memory that the host writes to is no Rust slice")]
 
@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::io::{Errno, Result};
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::ioctl::{address, ioctls};
 
 /// `VIRTGPU_PARAM_*`: what GETPARAM can be asked for.
 pub(crate) mod param {
@@ -36,29 +37,6 @@ const CONTEXT_NUM_RINGS: u64 = 2;
 const CONTEXT_POLL_RINGS_MASK: u64 = 3;
 const CONTEXT_DEBUG_NAME: u64 = 4;
 
-/// Structures that are one ioctl's argument each: size, number, direction, fields.
-macro_rules! ioctls {
-    ($( $size:literal $number:literal $direction:ident $name:ident { $( $field:ident: $kind:ty, )* } )*) => { $(
-        #[repr(C)]
-        #[derive(Default)]
-        struct $name { $( $field: $kind, )* }
-
-        const _: () = assert!(size_of::<$name>() == $size);
-
-        impl $name {
-            /// # Safety
-            /// Every address among the fields is good for what the ioctl reads or writes there.
-            unsafe fn call(&mut self, gpu: BorrowedFd<'_>) -> Result<()> {
-                const OPCODE: Opcode = opcode::$direction::<$name>(b'd', $number);
-                // SAFETY: the opcode is made of this very structure's size, and belongs to it.
-                let request = unsafe { Updater::<OPCODE, $name>::new(self) };
-                // SAFETY: on a DRM device this opcode reads and writes the structure, and what the caller vouches for.
-                unsafe { ioctl(gpu, request) }
-            }
-        }
-    )* };
-}
-
 ioctls! {
     8 0x09 write GemClose { handle: u32, pad: u32, }
     16 0x41 read_write MapOffset { offset: u64, handle: u32, pad: u32, }
@@ -83,10 +61,6 @@ struct ContextParam {
 }
 
 const _: () = assert!(size_of::<ContextParam>() == 16);
-
-fn address<T: ?Sized>(pointer: *const T) -> u64 {
-    pointer.cast::<u8>().addr() as u64
-}
 
 /// GETPARAM: one of [`param`].
 pub(crate) fn get_param(gpu: BorrowedFd<'_>, param: u64) -> Result<u32> {
@@ -226,24 +200,27 @@ impl Mapping {
     /// The eight bytes at `offset`, a multiple of eight.
     pub(crate) fn word(&self, offset: usize) -> u64 {
         // SAFETY: `slot` stays inside the mapping, and any bits are a u64.
-        unsafe { self.slot(offset).read_volatile() }
+        unsafe { self.slot::<u64>(offset).read_volatile() }
     }
 
     /// Writes eight bytes at `offset`, a multiple of eight.
     pub(crate) fn set_word(&self, offset: usize, word: u64) {
         // SAFETY: `slot` stays inside the mapping, which is writable; what others do to the memory is no data race
         // of this program, which has one thread.
-        unsafe { self.slot(offset).write_volatile(word) }
+        unsafe { self.slot::<u64>(offset).write_volatile(word) }
     }
 
-    fn slot(&self, offset: usize) -> *mut u64 {
-        let end = offset.checked_add(size_of::<u64>());
-        assert!(
-            offset.is_multiple_of(size_of::<u64>()) && end.is_some_and(|end| end <= self.len),
-            "out of the mapping"
-        );
-        // SAFETY: the assertion keeps the sum inside the one mapping.
-        unsafe { self.start.as_ptr().byte_add(offset) }
+    /// Writes four bytes at `offset`, a multiple of four.
+    pub(crate) fn set_pixel(&self, offset: usize, pixel: u32) {
+        // SAFETY: as for `set_word`.
+        unsafe { self.slot::<u32>(offset).write_volatile(pixel) }
+    }
+
+    fn slot<T>(&self, offset: usize) -> *mut T {
+        let end = offset.checked_add(size_of::<T>());
+        assert!(offset.is_multiple_of(size_of::<T>()) && end.is_some_and(|end| end <= self.len), "out of the mapping");
+        // SAFETY: the assertion keeps the sum inside the one mapping, which begins with a page.
+        unsafe { self.start.as_ptr().byte_add(offset).cast() }
     }
 }
 

@@ -114,7 +114,7 @@ impl Gpu {
     }
 }
 
-fn wait_readable(file: impl AsFd, step: &'static str) -> Result<()> {
+pub(crate) fn wait_readable(file: impl AsFd, step: &'static str) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         let left = end.saturating_duration_since(Instant::now());

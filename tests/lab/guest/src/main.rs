@@ -8,6 +8,11 @@ mod channel;
 mod drm;
 mod failure;
 mod gpu;
+mod hotplug;
+mod ioctl;
+mod kms;
+mod pattern;
+mod screens;
 mod serve;
 mod vandal;
 mod watch;
@@ -32,6 +37,8 @@ fn main() -> ExitCode {
         Job::Gap => vandal::gap(),
         Job::Refused { channel, factor } => serve::refused(channel, factor),
         Job::Buffers { channel } => serve::buffers(channel),
+        Job::Screens => screens::screens(),
+        Job::Console => screens::console(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
