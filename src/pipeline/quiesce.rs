@@ -16,6 +16,9 @@ use crate::observe::warn_limited;
 use crate::resource::Retired;
 use crate::seams::LocalFuture;
 
+/// Between two looks at copies that are under way.
+const COPIES: Duration = Duration::from_millis(1);
+
 /// In place of deadlines that no clock can hold.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
@@ -48,6 +51,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         let stuck = releasing.into_iter().map(|work| Box::pin(teardown(work)) as LocalFuture<()>);
         self.set_aside(stuck.collect());
         self.end_work(ends).await;
+        self.end_copies(ends).await;
         self.take_outbox();
         self.board.clear();
         self.lives.clear();
@@ -73,6 +77,20 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         }
     }
 
+    /// Waits for copies of guest memory that other threads make: they have no way to call, and last as long as a `memcpy`.
+    async fn end_copies(&mut self, ends: Instant) {
+        let lease = &self.gpu.lease;
+        let quiet = async {
+            while !lease.is_quiet() {
+                tokio::time::sleep(COPIES).await;
+            }
+        };
+        if timeout_at(ends, quiet).await.is_err() {
+            self.gpu.counters.quarantined.bump();
+            warn_limited!("a renderer's copy of guest memory did not end before the deadline");
+        }
+    }
+
     /// Ready when no command's work, no call of the renderer and no read is under way, and every channel has been heard.
     fn poll_ends(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(Some((ticket, finish))) = self.in_flight.poll_next_unpin(cx) {
@@ -86,12 +104,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         while let Poll::Ready(Some(end)) = self.reads.poll_next_unpin(cx) {
             self.read_ended(end);
         }
-        let copies = self.gpu.lease.is_quiet();
-        if !copies {
-            // It has no way to call, and takes as long as a copy of memory.
-            self.nudge.again();
-        }
-        let idle = copies && self.in_flight.is_empty() && self.chores.is_empty() && self.reads.is_empty();
+        let idle = self.in_flight.is_empty() && self.chores.is_empty() && self.reads.is_empty();
         if idle { Poll::Ready(()) } else { Poll::Pending }
     }
 

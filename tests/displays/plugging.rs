@@ -18,7 +18,7 @@ fn a_display_that_comes_late_is_never_left_without_the_whole_picture_and_the_cur
     let (screen, viewer) = Screen::new();
     connect(&guest, 1, Monitor::new(64, 48), screen);
     let mut shown = viewer.take();
-    let cursor = Shown::Cursor((9, -10), (1, 2), Format::B8G8R8X8, pattern(64, 64, 8));
+    let cursor = Shown::Cursor((9, -10), (1, 2), Format::B8G8R8A8, pattern(64, 64, 8));
     let at = shown.iter().position(|shown| *shown == cursor).expect("the cursor");
     shown.remove(at);
     let drawn = Shown::Drawn(area(64, 48), pattern(64, 48, 7));
@@ -51,7 +51,7 @@ fn a_display_that_comes_late_is_never_left_without_the_cursor_where_nothing_else
     guest.wait_on(Lane::Cursor, update).ok();
     let (screen, viewer) = Screen::new();
     connect(&guest, 0, Monitor::new(64, 48), screen);
-    let cursor = Shown::Cursor((3, 5), (1, 2), Format::B8G8R8X8, pattern(64, 64, 8));
+    let cursor = Shown::Cursor((3, 5), (1, 2), Format::B8G8R8A8, pattern(64, 64, 8));
     assert_eq!(viewer.take(), [cursor]);
     let hide = guest.submit_on(Lane::Cursor, &Request::update_cursor(0, 0, (4, 6), (0, 0)));
     guest.wait_on(Lane::Cursor, hide).ok();
@@ -190,7 +190,7 @@ fn a_display_that_asks_is_never_refused_its_picture_and_cursor() {
         soon(guest.device().redraw(0)).expect("a display");
         guest.settle();
         let mut shown = viewer.take();
-        let cursor = Shown::Cursor((3, 5), (1, 2), Format::B8G8R8X8, pattern(64, 64, 8));
+        let cursor = Shown::Cursor((3, 5), (1, 2), Format::B8G8R8A8, pattern(64, 64, 8));
         let at = shown.iter().position(|shown| *shown == cursor).expect("the cursor");
         shown.remove(at);
         let drawn = Shown::Drawn(area(64, 48), pattern(64, 48, 7));
