@@ -17,7 +17,7 @@
 //!           └── used + irq ◀──────┘  └── answered at once, or an awaited future comes back
 //! ```
 //! One task owns all state of a device; nothing is locked, and nothing is borrowed across an await. A scoreboard lets a
-//! command start when no earlier one claims the same resource, mapping or context, so that a slow one holds up nobody
+//! command start when no earlier one claims the same resource, mapping, context or scanout, so that a slow one holds up nobody
 //! else. What may sleep in the kernel (taking back large mappings, populating them, the last close of a large file) goes
 //! to io_uring's own workers; a renderer has a thread of its own, and so has each copy of a host buffer that the VMM
 //! ([`Device::read_blob`]) or a display is to see. Copies of guest memory are made on the device's thread, about a MiB a
@@ -28,8 +28,9 @@
 //! [`Interrupt`] and where it wants to [`Display`], [`SharedMemory`] and [`Renderer`], are four traits.
 //!
 //! # Features
-//! `cli` (default) builds the command line program. `png` is a display that writes PNG files. `testing` is the fake guest that the crate's own tests drive it with,
-//! `sources` makes host buffers of every kind to try it with. An embedder needs none of them.
+//! `cli` (default) builds the command line program. `png` is a display that writes PNG files. `testing` is the fake guest
+//! that the crate's own tests drive it with, `sources` makes host buffers of every kind to try it with. An embedder needs
+//! none of them.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");

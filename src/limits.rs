@@ -21,7 +21,8 @@ pub struct Limits {
     /// Bytes of 2D resources' own pixels; those that no transfer has touched cost the host nothing yet.
     pub image_bytes: u64,
     /// File descriptors of blobs, offers and received items at a time, one for each cross-domain context, and one for each
-    /// read of a buffer that the VMM has asked for (two for a dma-buf). The process's own limit must lie above it.
+    /// read of a host buffer that the VMM, a display or a cursor waits for (two for a dma-buf). The process's own limit must
+    /// lie above it.
     pub fds: u64,
     /// Entries of guest memory lists, of one command and of all resources together.
     pub backing_entries: u64,

@@ -325,7 +325,8 @@ impl<'a> Cursor<'a> {
 /// | it shows nothing, or what it showed is gone (UNREF) | `detach`; the cursor stays |
 /// | a dma-buf is gone that the display has taken | `forget` |
 /// | the device is reset | `detach`, `cursor` without a cursor, `forget`, each where there was something |
-/// | the display is connected, or redrawn | `cursor` where there is one; where something is shown `attach`, `draw`, `frame` |
+/// | the display is connected | `cursor` where there is one; where something is shown `attach`, `draw`, `frame` |
+/// | it is redrawn | the same, and `cursor` also where there is none |
 /// | it is disconnected or replaced | none but its drop |
 pub trait Display: Send + 'static {
     /// Whether it wants this picture's dma-buf itself. Asked before each [`attach`](Self::attach) of a picture in one;
@@ -350,7 +351,7 @@ pub trait Display: Send + 'static {
     /// dma-bufs that is when the picture *before* is on no screen any more, for the guest draws into that one next.
     ///
     /// Other calls may come meanwhile, and further frames. After [`Limits::deadline`](crate::Limits::deadline) the flush is
-    /// answered all the same; the work is dropped then, and at a reset.
+    /// answered all the same; the work is dropped then, at a reset, and where the same flush fails for another scanout.
     fn frame(&mut self, damage: Area) -> Work<()>;
 
     /// The cursor's image, `None` where it is hidden, as it is at first; and its position: as the guest gives it, with the

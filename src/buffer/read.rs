@@ -24,7 +24,7 @@ use crate::sys::dmabuf::{begin_cpu_access, end_cpu_access, pending_writes};
 use crate::sys::mapping::{MappingAccess, SharedMapping};
 use crate::sys::ring::Readiness;
 
-/// Most copies at a time, each on a thread of its own. Whoever comes later waits, and holds no bytes meanwhile.
+/// Most copies of a line at a time, each on a thread of its own. Whoever comes later waits, and holds no bytes meanwhile.
 const COPIES: usize = 4;
 
 /// Why a blob could not be read.
@@ -147,7 +147,9 @@ impl From<Result<Vec<u8>, ReadError>> for Read {
 /// Where a read waits for its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// With all others.
+    /// With the VMM's other reads.
+    Vmm,
+    /// With what other displays are to be shown.
     Pictures,
     /// With other cursors: a small copy, which no large one may hold up.
     Cursors,
@@ -157,6 +159,7 @@ pub(crate) enum Line {
 pub(crate) struct Reads {
     deadline: Duration,
     line: Arc<Semaphore>,
+    pictures: Arc<Semaphore>,
     cursors: Arc<Semaphore>,
     /// For those that the device task copies by itself: one at a time.
     own_line: Arc<Semaphore>,
@@ -166,8 +169,8 @@ pub(crate) struct Reads {
 
 impl Reads {
     pub(crate) fn new(deadline: Duration) -> Self {
-        let [line, cursors, own_line] = [COPIES, 1, 1].map(|places| Arc::new(Semaphore::new(places)));
-        Self { deadline, line, cursors, own_line, ended: watch::Sender::new(()) }
+        let [line, pictures, cursors, own_line] = [COPIES, COPIES, 1, 1].map(|places| Arc::new(Semaphore::new(places)));
+        Self { deadline, line, pictures, cursors, own_line, ended: watch::Sender::new(()) }
     }
 
     /// Ends the reads that wait, now. Copies go on: they end by themselves, or by their deadline.
@@ -197,7 +200,11 @@ impl Reads {
 
     /// Reads a range of a buffer that the read owns; all of it can be read, as far as is known.
     pub(crate) fn buffer(&self, held: HeldBuffer, range: Range<u64>, line: Line) -> LocalFuture<Read> {
-        let line = if line == Line::Cursors { &self.cursors } else { &self.line };
+        let line = match line {
+            Line::Vmm => &self.line,
+            Line::Pictures => &self.pictures,
+            Line::Cursors => &self.cursors,
+        };
         let (line, mut term) = (Arc::clone(line), self.term());
         Box::pin(async move {
             let HeldBuffer { buffer, fd } = held;

@@ -1,5 +1,5 @@
-//! UPDATE_CURSOR and MOVE_CURSOR, from the queue of their own. They claim nothing, so nothing holds them up: a cursor is what
-//! its resource holds at that moment.
+//! UPDATE_CURSOR and MOVE_CURSOR, from the queue of their own. They claim nothing, so no command holds them up: a cursor is
+//! what its resource holds at that moment, or when a host buffer's pending writes are done.
 
 use super::read::Fetched;
 use super::{Gpu, Refusal, Response, Step};

@@ -148,20 +148,21 @@ impl Gpu {
                     });
                 }
                 Progress::Done => {
-                    if let Some(frame) =
-                        self.scanouts.frame(part.scanout, part.epoch, on_display(&part.view, part.damage))
-                    {
-                        self.counters.frames.bump();
-                        let clock = frame.map(|frame| tokio::time::timeout(self.limits.deadline, frame));
-                        flush
-                            .waiting
-                            .extend(clock.map(|frame| Box::pin(frame.map(|end| end.is_ok())) as LocalFuture<bool>));
-                    }
+                    flush.waiting.extend(self.frame(part));
                     flush.parts.pop_front();
                 }
             }
         }
         Ok(self.shown(flush.waiting))
+    }
+
+    /// Tells a display that its part is drawn, and gives it until the deadline.
+    fn frame(&mut self, part: &Part) -> Option<LocalFuture<bool>> {
+        let damage = on_display(&part.view, part.damage);
+        let frame = self.scanouts.frame(part.scanout, part.epoch, damage)?;
+        self.counters.frames.bump();
+        let frame = tokio::time::timeout(self.limits.deadline, frame?);
+        Some(Box::pin(frame.map(|end| end.is_ok())))
     }
 
     /// Is answered when the displays are done, but does not wait for ever. What comes after it need not wait at all: pixels

@@ -13,7 +13,7 @@ mod read;
 mod refusal;
 mod rendered;
 mod scanout;
-mod turns;
+mod turn;
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -25,7 +25,7 @@ pub(crate) use context::ContextKey;
 pub use export::{Exported, ExportedMemory};
 pub(crate) use query::capset_count;
 pub(crate) use refusal::Refusal;
-pub(crate) use turns::Turn;
+pub(crate) use turn::Turn;
 
 use crate::buffer::HeldBuffer;
 use crate::buffer::read::Reads;
@@ -185,7 +185,7 @@ impl Gpu {
     /// has to come after the streams that draw them, of whatever context.
     pub(crate) fn claims(&self, header: &Header, command: &Command) -> Claims {
         let mut claims = claims_of(header, command);
-        if matches!(command, Command::Flush(_) | Command::Transfer3d(..))
+        if self.is_drawn_by_streams(command)
             && let Some((_, resource)) = command.resource().and_then(|id| self.resource(id).ok())
             && resource.memory.is_rendered()
         {
@@ -197,6 +197,13 @@ impl Gpu {
             }
         }
         claims
+    }
+}
+
+impl Gpu {
+    /// Whether a command deals with pixels that streams of the renderer's may draw.
+    pub(crate) fn is_drawn_by_streams(&self, command: &Command) -> bool {
+        self.renderer.is_some() && matches!(command, Command::Flush(_) | Command::Transfer3d(..))
     }
 }
 

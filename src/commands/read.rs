@@ -33,7 +33,7 @@ impl Gpu {
         match &row.memory {
             Memory::Host(blob) => {
                 let range = span.within(blob.size.min(blob.buffer.readable()?))?;
-                Ok(self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range, Line::Pictures))
+                Ok(self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range, Line::Vmm))
             }
             Memory::Guest(blob) => self.read_guest_blob(blob, span),
             Memory::Image(_) | Memory::Rendered(_) => Err(ReadError::NotABlob { resource }),

@@ -1,4 +1,4 @@
-//! What is shown where: SET_SCANOUT and SET_SCANOUT_BLOB, and the displays that a VMM connects, changes and disconnects.
+//! What is shown where: SET_SCANOUT, SET_SCANOUT_BLOB, and the redraws that a VMM asks for.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -6,10 +6,10 @@ use smallvec::smallvec;
 
 use super::{Claim, Claims, Gpu, Refusal, Response, Step};
 use crate::buffer::BufferKind;
-use crate::display::{ConnectError, Monitor, View, area};
+use crate::display::{Scanouts, View, area};
 use crate::protocol::wire::{SetScanout, SetScanoutBlob};
-use crate::resource::{Memory, Resource};
-use crate::seams::{Area, Display};
+use crate::resource::{Memory, Resource, ResourceKey};
+use crate::seams::Area;
 
 /// The scanout, and the resource that it shows.
 pub(super) fn claims(scanout: u32, resource: u32) -> Claims {
@@ -77,65 +77,24 @@ impl Gpu {
 }
 
 impl Gpu {
-    /// Connects a display in place of what was connected.
-    ///
-    /// # Errors
-    /// See [`ConnectError`].
-    pub(crate) fn connect(
-        &mut self,
-        scanout: u32,
-        monitor: Monitor,
-        display: Box<dyn Display>,
-    ) -> Result<(), ConnectError> {
-        self.scanouts.connect(scanout, monitor, display)
+    /// The scanouts, for the VMM's hand.
+    pub(crate) fn scanouts(&mut self) -> &mut Scanouts<ResourceKey> {
+        &mut self.scanouts
     }
 
-    /// What redrawing a scanout claims, where it shows something.
-    pub(crate) fn redraw_claims(&self, scanout: u32) -> Option<Claims> {
-        let (resource, _) = self.resources.entry(self.scanouts.showing(scanout)?.resource)?;
-        Some(smallvec![Claim::Resource(resource)])
+    /// What a scanout shows, where it shows something, and what redrawing it claims.
+    pub(crate) fn redraw_claims(&self, scanout: u32) -> Option<(ResourceKey, Claims)> {
+        let key = self.scanouts.showing(scanout)?.resource;
+        let (resource, _) = self.resources.entry(key)?;
+        Some((key, claims(scanout, resource)))
     }
 
     /// Tells a display anew what its scanout shows, all of it. A picture that cannot be drawn now is drawn when the guest
-    /// flushes it.
-    pub(crate) fn redraw(&mut self, scanout: u32) -> Result<Step, Refusal> {
-        let Some(showing) = self.scanouts.showing(scanout) else { return Ok(Step::Done(Response::NoData)) };
-        let (key, View { width, height, .. }) = (showing.resource, showing.view);
-        let Some(resource) = self.resources.get(key) else { return Ok(Step::Done(Response::NoData)) };
-        self.scanouts.attach(scanout, dma_buf(resource));
-        self.flush_to(key, Area { x: 0, y: 0, width, height }, Some(scanout))
-    }
-
-    /// A display is another one to the guest from now on.
-    ///
-    /// # Errors
-    /// See [`ConnectError`].
-    pub(crate) fn change_monitor(
-        &mut self,
-        scanout: u32,
-        change: impl FnOnce(&Monitor) -> Monitor,
-    ) -> Result<(), ConnectError> {
-        self.scanouts.change(scanout, change)
-    }
-
-    /// A flush has ended: so have displays, perhaps.
-    pub(crate) fn sweep_displays(&mut self) {
-        self.scanouts.sweep();
-    }
-
-    /// Tells a display its cursor once more.
-    ///
-    /// # Errors
-    /// See [`ConnectError`].
-    pub(crate) fn tell_again(&mut self, scanout: u32) -> Result<(), ConnectError> {
-        self.scanouts.tell_again(scanout)
-    }
-
-    /// Disconnects and drops a display; false where there was none.
-    ///
-    /// # Errors
-    /// There is no such scanout.
-    pub(crate) fn disconnect(&mut self, scanout: u32) -> Result<bool, ConnectError> {
-        self.scanouts.disconnect(scanout)
+    /// flushes it. `None` where the scanout shows another resource than `key` by now.
+    pub(crate) fn redraw(&mut self, scanout: u32, key: ResourceKey) -> Option<Result<Step, Refusal>> {
+        let showing = self.scanouts.showing(scanout).filter(|showing| showing.resource == key)?;
+        let View { width, height, .. } = showing.view;
+        self.scanouts.attach(scanout, dma_buf(self.resources.get(key)?));
+        Some(self.flush_to(key, Area { x: 0, y: 0, width, height }, Some(scanout)))
     }
 }

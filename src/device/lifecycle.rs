@@ -31,6 +31,9 @@ use crate::seams::SharedMemory;
 use crate::sys::ring::Nudge;
 use crate::window::{ReadOnlyPolicy, Window};
 
+/// Most requests about displays that are served in a turn.
+const REQUESTS_A_TURN: usize = 16;
+
 /// What the builder has gathered for a task.
 pub(super) struct Setup {
     pub(super) limits: Limits,
@@ -72,15 +75,8 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
         let (mut pipeline, renderer) = assemble::<M>(setup)?;
         loop {
             // A turn is bounded by the pipeline itself, so the runtime need not count what it does.
-            let next = poll_fn(|cx| poll_next(&mut pipeline, &mut control, &mut requests, cx));
-            let message = match tokio::task::unconstrained(next).await {
-                Next::Control(message) => message,
-                Next::Display(request) => {
-                    serve(&mut pipeline, &config, request);
-                    continue;
-                }
-            };
-            match message {
+            let next = poll_fn(|cx| poll_next(&mut pipeline, &config, &mut control, &mut requests, cx));
+            match tokio::task::unconstrained(next).await {
                 Some(Control::Reset { reply }) => {
                     pipeline.quiesce(deadline).await;
                     pipeline.gpu().counters.resets.bump();
@@ -140,7 +136,7 @@ fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, messa
 fn serve<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, config: &LiveConfig, request: Request) {
     match request {
         Request::Connect { scanout, monitor, display, reply } => {
-            let connected = pipeline.gpu().connect(scanout, *monitor, display);
+            let connected = pipeline.gpu().scanouts().connect(scanout, *monitor, display);
             if connected.is_ok() {
                 pipeline.redraw(scanout);
                 displays_changed(pipeline, config);
@@ -148,15 +144,15 @@ fn serve<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, conf
             let _ = reply.send(connected);
         }
         Request::Change { scanout, change, reply } => {
-            let changed = pipeline.gpu().change_monitor(scanout, change);
+            let changed = pipeline.gpu().scanouts().change(scanout, change);
             let _ = reply.send(changed.map(|()| displays_changed(pipeline, config)));
         }
         Request::Redraw { scanout, reply } => {
-            let told = pipeline.gpu().tell_again(scanout);
+            let told = pipeline.gpu().scanouts().tell_again(scanout);
             let _ = reply.send(told.map(|()| pipeline.redraw(scanout)));
         }
         Request::Disconnect { scanout, reply } => {
-            let disconnected = pipeline.gpu().disconnect(scanout);
+            let disconnected = pipeline.gpu().scanouts().disconnect(scanout);
             if let Ok(true) = disconnected {
                 displays_changed(pipeline, config);
             }
@@ -173,27 +169,25 @@ fn displays_changed<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeli
     }
 }
 
-/// What wakes the device task's outer loop.
-enum Next<M> {
-    /// `None` when the handle is gone.
-    Control(Option<Control<M>>),
-    Display(Request),
-}
-
-/// The next message, serving the guest meanwhile.
+/// The next control message, serving the guest and the VMM's displays meanwhile; `None` when the handle is gone.
 fn poll_next<M: GuestAddressSpace + Send + 'static>(
     pipeline: &mut Pipeline<M>,
+    config: &LiveConfig,
     control: &mut UnboundedReceiver<Control<M>>,
     requests: &mut UnboundedReceiver<Request>,
     cx: &mut Context<'_>,
-) -> Poll<Next<M>> {
-    if let Poll::Ready(Some(request)) = requests.poll_recv(cx) {
-        return Poll::Ready(Next::Display(request));
-    }
+) -> Poll<Option<Control<M>>> {
     if let Poll::Ready(message) = control.poll_recv(cx) {
-        return Poll::Ready(Next::Control(message));
+        return Poll::Ready(message);
     }
-    pipeline.poll_turn(cx).map(|never| match never {})
+    for _ in 0..REQUESTS_A_TURN {
+        let Poll::Ready(Some(request)) = requests.poll_recv(cx) else {
+            return pipeline.poll_turn(cx).map(|never| match never {});
+        };
+        serve(pipeline, config, request);
+    }
+    // A display may ask for as much as it likes, also from its own calls: all others have a turn in between.
+    pipeline.poll_again(cx).map(|never| match never {})
 }
 
 fn assemble<M: GuestAddressSpace + Send + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {

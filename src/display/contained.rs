@@ -1,10 +1,11 @@
 //! A display of the VMM's behind a wall: one that panics is lost, and nobody else with it.
 
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use futures_util::FutureExt;
+use std::task::{Context, Poll};
 
 use crate::observe::{LiveCounters, error_limited};
 use crate::seams::{Display, LocalFuture, Work};
@@ -37,14 +38,7 @@ impl Contained {
     pub(super) fn frame(&mut self, call: impl FnOnce(&mut dyn Display) -> Work<()>) -> Option<Option<LocalFuture<()>>> {
         match self.call(call)? {
             Work::Done(()) => Some(None),
-            Work::Later(frame) => {
-                let failed = Arc::clone(&self.failed);
-                Some(Some(Box::pin(async move {
-                    if AssertUnwindSafe(frame).catch_unwind().await.is_err() {
-                        failed.store(true, Ordering::Relaxed);
-                    }
-                })))
-            }
+            Work::Later(work) => Some(Some(Box::pin(Frame { work: Some(work), failed: Arc::clone(&self.failed) }))),
         }
     }
 
@@ -56,21 +50,61 @@ impl Contained {
     }
 
     fn lost(&mut self) {
-        self.counters.displays_lost.bump();
-        error_limited!("a display panicked and is shown nothing any more");
-        self.end();
+        if self.display.is_some() {
+            self.counters.displays_lost.bump();
+            error_limited!("a display panicked and is shown nothing any more");
+            self.end();
+        }
     }
 
-    /// Drops the display, which may panic, too.
     fn end(&mut self) {
-        let display = self.display.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(display))).is_err() {
+        if !dropped(self.display.take()) {
             error_limited!("a display panicked when it was dropped");
         }
     }
 }
 
+/// Drops what is the VMM's; false where that panicked.
+fn dropped<T>(value: T) -> bool {
+    catch_unwind(AssertUnwindSafe(|| drop(value))).is_ok()
+}
+
 impl Drop for Contained {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A frame that a display is still at, which may panic when it is polled and when it is dropped.
+struct Frame {
+    work: Option<LocalFuture<()>>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Frame {
+    fn end(&mut self) {
+        if !dropped(self.work.take()) {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Future for Frame {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(work) = &mut self.work else { return Poll::Ready(()) };
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(())) => {}
+            Err(_) => self.failed.store(true, Ordering::Relaxed),
+        }
+        self.end();
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Frame {
     fn drop(&mut self) {
         self.end();
     }

@@ -66,6 +66,8 @@ pub(crate) struct Showing<R> {
     pub(crate) view: View,
     /// Which of all things ever shown this is.
     pub(crate) epoch: u64,
+    /// The display has been told of it; one that has just come has not.
+    attached: bool,
     /// The display has the dma-buf itself.
     pub(crate) by_buffer: bool,
 }
@@ -89,6 +91,16 @@ struct Scanout<R> {
     shown_cursor: u64,
     /// Where the cursor is that was asked for last, once it is there.
     next_position: (i32, i32),
+}
+
+impl<R> Scanout<R> {
+    /// Puts a display in place of another. What is on its way to the one before is not for this one.
+    fn connect(&mut self, connected: Option<Connected<R>>) -> Option<Connected<R>> {
+        if let Some(showing) = &mut self.showing {
+            (showing.attached, showing.by_buffer) = (false, false);
+        }
+        std::mem::replace(&mut self.connected, connected)
+    }
 }
 
 /// All scanouts of a device.
@@ -146,18 +158,11 @@ impl<R: Key> Scanouts<R> {
         monitor: Monitor,
         display: Box<dyn Display>,
     ) -> Result<(), ConnectError> {
-        let counters = Arc::clone(&self.counters);
-        self.last_epoch += 1;
-        let epoch = self.last_epoch;
+        let display = Contained::new(display, Arc::clone(&self.counters));
         let row = self.connectable(scanout)?;
         monitor.check()?;
-        // What is on its way to the display before is not for this one.
-        if let Some(showing) = &mut row.showing {
-            showing.epoch = epoch;
-        }
         let edid = edid::edid(&monitor).into();
-        let display = Contained::new(display, counters);
-        row.connected = Some(Connected { monitor, edid, display, taken: HashSet::new() });
+        row.connect(Some(Connected { monitor, edid, display, taken: HashSet::new() }));
         if row.cursor.is_some() {
             self.tell_cursor(scanout);
         }
@@ -199,7 +204,7 @@ impl<R: Key> Scanouts<R> {
     /// # Errors
     /// There is no such scanout.
     pub(crate) fn disconnect(&mut self, scanout: u32) -> Result<bool, ConnectError> {
-        Ok(self.connectable(scanout)?.connected.take().is_some())
+        Ok(self.connectable(scanout)?.connect(None).is_some())
     }
 
     /// What GET_DISPLAY_INFO answers.
@@ -223,7 +228,7 @@ impl<R: Key> Scanouts<R> {
     /// Shows part of a resource. `buffer` is the dma-buf that it is.
     pub(crate) fn show(&mut self, scanout: u32, resource: R, view: View, buffer: Option<BorrowedFd<'_>>) {
         let Some(row) = self.at_mut(scanout) else { return };
-        row.showing = Some(Showing { resource, view, epoch: 0, by_buffer: false });
+        row.showing = Some(Showing { resource, view, epoch: 0, attached: false, by_buffer: false });
         self.attach(scanout, buffer);
     }
 
@@ -233,8 +238,9 @@ impl<R: Key> Scanouts<R> {
         let epoch = self.last_epoch;
         let Some(row) = self.at_mut(scanout) else { return };
         let Some(showing) = &mut row.showing else { return };
-        (showing.epoch, showing.by_buffer) = (epoch, false);
+        (showing.epoch, showing.attached, showing.by_buffer) = (epoch, false, false);
         let Some(connected) = &mut row.connected else { return };
+        showing.attached = true;
         let View { format, width, height, shown, .. } = showing.view;
         let (planes, id) = (showing.view.planes(), showing.resource.data().as_ffi());
         let buffer = buffer.map(|file| DmaBuf { file, id, width, height, planes: &planes, modifier: None, shown });
@@ -255,9 +261,8 @@ impl<R: Key> Scanouts<R> {
 
     /// The scanouts with a display that shows the resource.
     pub(crate) fn showing_resource(&self, resource: R) -> impl Iterator<Item = (u32, &Showing<R>)> {
-        let rows = self.list.iter().enumerate().filter(|(_, row)| row.connected.is_some());
-        rows.filter_map(move |(index, row)| {
-            let showing = row.showing.as_ref().filter(|showing| showing.resource == resource)?;
+        self.list.iter().enumerate().filter_map(move |(index, row)| {
+            let showing = row.showing.as_ref().filter(|showing| showing.attached && showing.resource == resource)?;
             Some((index as u32, showing))
         })
     }
@@ -265,7 +270,7 @@ impl<R: Key> Scanouts<R> {
     /// Shows nothing.
     pub(crate) fn hide(&mut self, scanout: u32) {
         let Some(row) = self.at_mut(scanout) else { return };
-        if row.showing.take().is_some()
+        if row.showing.take().is_some_and(|showing| showing.attached)
             && let Some(connected) = &mut row.connected
         {
             connected.display.call(|display| display.detach());
@@ -288,7 +293,7 @@ impl<R: Key> Scanouts<R> {
     /// The display of a scanout, where it still shows what it showed at `epoch`.
     fn display_at(&mut self, scanout: u32, epoch: u64) -> Option<&mut Contained> {
         let row = self.at_mut(scanout)?;
-        row.showing.as_ref().filter(|showing| showing.epoch == epoch)?;
+        row.showing.as_ref().filter(|showing| showing.attached && showing.epoch == epoch)?;
         row.connected.as_mut().map(|connected| &mut connected.display)
     }
 

@@ -1,12 +1,12 @@
 //! From a popped request to a command that runs or waits: decoding, what can be refused at sight, and the scoreboard's
-//! verdict. A command that claims nothing and is not fenced is answered on the spot.
+//! verdict. A command that claims nothing and is not fenced is begun on the spot, and mostly answered.
 
 use tracing::{debug, debug_span};
 use vm_memory::{GuestAddressSpace, GuestMemory};
 use zerocopy::transmute;
 
 use super::{Job, Lane, Pipeline, Stage, Timeline};
-use crate::commands::{Claims, Refusal, Step};
+use crate::commands::{Claim, Claims, Refusal, Step};
 use crate::limits::Quota;
 use crate::protocol::command::{needed_feature, response_len};
 use crate::protocol::decode::{Head, decode};
@@ -37,7 +37,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             let charge = self.gpu.ledger.charge(Quota::HostBytes, command.payload() as u64)?;
             Ok((command, charge))
         });
-        let claims = command.as_ref().map(|(command, _)| self.gpu.claims(&header, command)).unwrap_or_default();
+        let claims = command.as_ref().map(|(command, _)| self.claims(&header, command)).unwrap_or_default();
         let timeline = if lane == Lane::Control { self.timeline(&header) } else { None };
         self.gpu.counters.fenced.add(u64::from(header.fenced()));
         match command {
@@ -69,6 +69,26 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
                 self.executed(ticket, Err(refusal));
             }
         }
+    }
+
+    /// The claims of a command, with those of attachments to come: a flush has to wait for the streams of the contexts that its
+    /// resource will be attached to.
+    fn claims(&self, header: &Header, command: &Command) -> Claims {
+        let mut claims = self.gpu.claims(header, command);
+        if !self.gpu.is_drawn_by_streams(command) {
+            return claims;
+        }
+        for job in self.jobs.values() {
+            if let Stage::Waiting { command: Command::CtxAttach { resource }, .. } = &job.stage
+                && Some(*resource) == command.resource()
+            {
+                let claim = Claim::Context(job.header.ctx_id.get());
+                if !claims.contains(&claim) {
+                    claims.push(claim);
+                }
+            }
+        }
+        claims
     }
 
     /// A command that claims nothing takes its time all the same.

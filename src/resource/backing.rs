@@ -144,9 +144,9 @@ impl Drop for Lease {
 }
 
 /// A copy that is under way.
-struct Copy<'a>(&'a AtomicUsize);
+struct Touch<'a>(&'a AtomicUsize);
 
-impl<'a> Copy<'a> {
+impl<'a> Touch<'a> {
     /// `None` where the lease has ended.
     fn begin(copies: &'a AtomicUsize) -> Option<Self> {
         let copy = Self(copies);
@@ -154,7 +154,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-impl Drop for Copy<'_> {
+impl Drop for Touch<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -197,7 +197,7 @@ impl GuestBacking {
     /// [`NotBacked`]; `out` may be written in part.
     pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), NotBacked> {
         let range = NotBacked { start, len: out.len() as u64, have: self.len };
-        let copy = Copy::begin(&self.copies);
+        let copy = Touch::begin(&self.copies);
         copy.and_then(|_copy| read(&self.pieces, &*self.ram, start, out, usize::MAX)).map(drop).ok_or(range)
     }
 
@@ -207,7 +207,7 @@ impl GuestBacking {
     /// [`NotBacked`]; part of it may have been written.
     pub fn write(&self, start: u64, data: &[u8]) -> Result<(), NotBacked> {
         let range = NotBacked { start, len: data.len() as u64, have: self.len };
-        let copy = Copy::begin(&self.copies);
+        let copy = Touch::begin(&self.copies);
         let written = copy.is_some_and(|_copy| write(&self.pieces, &*self.ram, start, data));
         if written { Ok(()) } else { Err(range) }
     }
@@ -362,7 +362,7 @@ mod tests {
         let backing = Backing::new(&[entry(0, 8)], 8, &ram, &ledger).expect("valid");
         let lease = Lease::default();
         let shared = backing.share(&ram, &lease);
-        let copy = Copy::begin(&shared.copies).expect("a lease that lasts");
+        let copy = Touch::begin(&shared.copies).expect("a lease that lasts");
         lease.end();
         assert!(!lease.is_quiet(), "a copy is under way");
         drop(copy);

@@ -6,6 +6,7 @@ mod buffers;
 mod events;
 mod frames;
 mod handles;
+mod hostile;
 mod panics;
 mod plugging;
 mod replaced;

@@ -8,7 +8,7 @@ use virtio_gpu_uring::{Area, Builder, Cursor, Display, Monitor, Picture, Pixels,
 use crate::{area, connect, image, pattern, show, soon};
 
 /// A display that stops the device's thread in one of its draws, so that the test knows where it is.
-struct Stopper {
+pub(crate) struct Stopper {
     drawn: Sender<Area>,
     go_on: Receiver<()>,
     /// How many it lets pass before.
@@ -16,7 +16,7 @@ struct Stopper {
 }
 
 impl Stopper {
-    fn new(passes: usize) -> (Self, Receiver<Area>, Sender<()>) {
+    pub(crate) fn new(passes: usize) -> (Self, Receiver<Area>, Sender<()>) {
         let ((drawn, draws), (gate, go_on)) = (channel(), channel());
         (Self { drawn, go_on, passes }, draws, gate)
     }
@@ -62,8 +62,8 @@ fn assert_honest(shown: &[Shown], height: u32) {
     }
 }
 
-const WIDTH: u32 = 1024;
-const HEIGHT: u32 = 1200;
+pub(crate) const WIDTH: u32 = 1024;
+pub(crate) const HEIGHT: u32 = 1200;
 
 /// A guest with a flush of a large picture that a display has in its hands, after so many parts of it.
 fn flushing(parts: usize) -> (Guest, Receiver<Area>, Sender<()>, virtio_gpu_uring::testing::Token) {

@@ -172,3 +172,23 @@ fn a_resource_of_any_size_is_never_too_large_for_the_device() {
         gallery.guest.command(&Request::unref(7)).ok();
     }
 }
+
+#[test]
+fn a_flush_never_overtakes_streams_that_wait_for_the_attachment_too() {
+    let mut gallery = Gallery::with_resource();
+    gallery.guest.command(&Request::set_scanout(0, 7, WHOLE)).ok();
+    gallery.visitor.order("submit", Some(Fate::Block));
+    let mut tokens = vec![gallery.guest.submit(&fill([9; 4]))];
+    gallery.visitor.next();
+    tokens.push(gallery.guest.submit(&Request::ctx_attach(1, 7)));
+    tokens.extend([1, 2].map(|shade| gallery.guest.submit(&fill([shade; 4]))));
+    tokens.push(gallery.guest.submit(&Request::flush(7, WHOLE)));
+    gallery.guest.settle();
+    gallery.visitor.order("submit", None);
+    gallery.visitor.unblock();
+    for token in tokens {
+        gallery.guest.wait(token).ok();
+    }
+    let shown = gallery.viewer.picture().2;
+    assert_eq!(shown[..4], [2; 4], "a later stream is missing");
+}
