@@ -39,8 +39,7 @@ impl Gpu {
         let format = checked(create.format.get(), width, height)?;
         let size = Image::size(width, height);
         let charge = self.ledger.charge(Quota::Resources, 1)?;
-        let pages = size.next_multiple_of(rustix::param::page_size() as u64);
-        let bytes = self.ledger.charge(Quota::ImageBytes, pages)?;
+        let bytes = self.ledger.charge(Quota::ImageBytes, size)?;
         let len = usize::try_from(size).map_err(|_| Refusal::NoMemory { bytes: size })?;
         let pixels = Pages::zeroed(len).map_err(|_| Refusal::NoMemory { bytes: size })?;
         let image = Image { format, width, height, pixels, backing: None, charge: bytes };

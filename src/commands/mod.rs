@@ -198,9 +198,7 @@ impl Gpu {
         }
         claims
     }
-}
 
-impl Gpu {
     /// Whether a command deals with pixels that streams of the renderer's may draw.
     pub(crate) fn is_drawn_by_streams(&self, command: &Command) -> bool {
         self.renderer.is_some() && matches!(command, Command::Flush(_) | Command::Transfer3d(..))
