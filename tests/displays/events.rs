@@ -8,6 +8,8 @@ use crate::{connect, events, info, soon, with_screen};
 /// Clears the event as a driver does.
 fn clear(guest: &Guest) {
     guest.device().write_config(4, &1u32.to_le_bytes());
+    // What the VMM asks is answered in order: a notification that this was to cause has been sent by then.
+    soon(guest.device().exported([0; 16])).expect("an answer");
 }
 
 /// Something that a VMM does to a display.
