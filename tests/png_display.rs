@@ -381,11 +381,20 @@ fn writers(stem: &str) -> usize {
     names.filter(|comm| comm.trim_end() == name).count()
 }
 
+/// Waits until a display's thread has its name, which it gives itself.
+fn expect_writer(stem: &str) {
+    expect_writers(stem, 1);
+}
+
 /// Waits until the thread of a display that has gone has ended, too.
 fn expect_no_writer(stem: &str) {
+    expect_writers(stem, 0);
+}
+
+fn expect_writers(stem: &str, count: usize) {
     let deadline = Instant::now() + DEADLINE;
-    while writers(stem) > 0 {
-        assert!(Instant::now() < deadline, "the thread of {stem} does not end");
+    while writers(stem) != count {
+        assert!(Instant::now() < deadline, "{} threads of {stem} in place of {count}", writers(stem));
         std::thread::yield_now();
     }
 }
@@ -394,11 +403,11 @@ fn expect_no_writer(stem: &str) {
 fn a_display_that_goes_never_leaves_its_thread() {
     let folder = Folder::new("drop");
     let desk = Desk::new(&folder, "by-device");
-    assert_eq!(writers("by-device"), 1);
+    expect_writer("by-device");
     drop(desk);
     expect_no_writer("by-device");
     let desk = Desk::new(&folder, "by-unplug");
-    assert_eq!(writers("by-unplug"), 1);
+    expect_writer("by-unplug");
     desk.guest.device().disconnect(SCANOUT).wait().expect("a device").expect("a display");
     expect_no_writer("by-unplug");
 }
