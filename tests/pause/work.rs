@@ -195,7 +195,11 @@ fn a_full_pipeline_never_makes_a_pause_take_requests_nor_fail() {
     let limits = Limits { commands_in_flight: 3, ..Limits::default() };
     let (mut stage, remote, stuck) = blocked(Builder::new().limits(limits), "pause-full");
     let tokens: Vec<Token> = (0..20).map(|_| stage.guest.submit(&Request::submit(1, b"more"))).collect();
-    crate::until("the pipeline is full", || stage.guest.device().counters().stalls_full > 0);
+    crate::until("the pipeline is full", || {
+        // A device that was full already has asked for no kick.
+        stage.guest.kick(Lane::Control);
+        stage.guest.device().counters().stalls_full > 0
+    });
     let mut pause = stage.guest.device().pause();
     stage.runtime.turn();
     assert!(!is_there(&mut pause));
