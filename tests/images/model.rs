@@ -93,6 +93,7 @@ pub(crate) struct Image {
 pub(crate) struct Panel {
     showing: Option<(u32, [u32; 4])>,
     pub(crate) size: (u32, u32),
+    format: Option<Format>,
     pub(crate) canvas: Vec<u8>,
     /// What it has been told, but for pixels.
     pub(crate) told: Vec<Shown>,
@@ -278,7 +279,11 @@ impl Model {
         }
         let [_, _, width, height] = rect;
         panel.showing = Some((resource, rect));
-        (panel.size, panel.canvas) = ((width, height), vec![0; width as usize * height as usize * 4]);
+        // A display keeps what it shows where the next picture is like the one before.
+        if (panel.size, panel.format) != ((width, height), Some(image.format)) {
+            (panel.size, panel.format) = ((width, height), Some(image.format));
+            panel.canvas = vec![0; width as usize * height as usize * 4];
+        }
         panel.told.push(Shown::Attached { width, height, format: image.format, by_buffer: false });
         Vec::new()
     }
