@@ -90,9 +90,6 @@ fn tells_its_exporter(file: BorrowedFd<'_>) -> bool {
     info.is_ok_and(|info| info.lines().any(|line| line.starts_with("exp_name:")))
 }
 
-/// What may belong to a daemon, or to a device that takes its time.
-pub(super) const OF_A_FILE_SYSTEM: &str = "file of a disk, a device or another file system";
-
 /// For the message alone: what decides is above.
 fn kind_by_link(file: BorrowedFd<'_>) -> &'static str {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -101,7 +98,7 @@ fn kind_by_link(file: BorrowedFd<'_>) -> &'static str {
         Some("socket") => "socket",
         Some("pipe") => "pipe",
         Some("anon_inode") => "anonymous kernel file (an eventfd, a sync file or alike)",
-        _ => OF_A_FILE_SYSTEM,
+        _ => "file of a disk, a device or another file system",
     }
 }
 

@@ -7,6 +7,8 @@ pub(crate) mod read;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
 pub use classify::BufferError;
 pub use read::ReadError;
 
@@ -48,16 +50,21 @@ impl HostBuffer {
         Ok(Self::new(file, found))
     }
 
-    /// The same for a descriptor that somebody else has sent. One that is refused and may take its time to close is on its
-    /// way to a worker of the ring then, which the future waits for.
-    pub(crate) fn recognise(file: OwnedFd) -> Result<Self, (BufferError, Option<LocalFuture<()>>)> {
+    /// The same for a descriptor that somebody else has sent. One that is refused is on its way to a worker of the ring, which
+    /// the future waits for: the last close of a socket, a device or a file of a daemon may take its time.
+    pub(crate) fn recognise(file: OwnedFd) -> Result<Self, (BufferError, LocalFuture<()>)> {
         match classify::classify(file.as_fd()) {
             Ok(found) => Ok(Self::new(file, found)),
-            Err(error @ BufferError::Kind { kind: classify::OF_A_FILE_SYSTEM }) => {
-                Err((error, Some(close_elsewhere(file))))
-            }
-            Err(error) => Err((error, None)),
+            Err(error) => Err((error, close_elsewhere(file))),
         }
+    }
+
+    /// New shared memory, whose size nobody can change.
+    pub(crate) fn allocate(len: u64) -> std::io::Result<Self> {
+        let file = memfd_create("virtio-gpu-image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, len)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        Ok(Self { file, kind: BufferKind::SharedMemory, len, access: Access::ReadWrite })
     }
 
     fn new(file: OwnedFd, found: classify::Found) -> Self {
@@ -121,11 +128,13 @@ impl HostBuffer {
     }
 }
 
-/// A buffer and its place in the quota of descriptors, given back when the descriptor has been closed.
+/// A buffer and its place in the quotas, given back when the descriptor has been closed.
 #[derive(Debug)]
 pub(crate) struct HeldBuffer {
     buffer: HostBuffer,
     fd: Charge,
+    /// Of memory that the device has allocated for it.
+    bytes: Option<Charge>,
 }
 
 /// Closes a descriptor on a worker of the ring. One that reports an error has been closed all the same.
@@ -136,16 +145,21 @@ fn close_elsewhere(file: OwnedFd) -> LocalFuture<()> {
 
 impl HeldBuffer {
     pub(crate) fn new(buffer: HostBuffer, fd: Charge) -> Self {
-        Self { buffer, fd }
+        Self { buffer, fd, bytes: None }
+    }
+
+    /// Memory that the device has allocated.
+    pub(crate) fn allocated(buffer: HostBuffer, fd: Charge, bytes: Charge) -> Self {
+        Self { buffer, fd, bytes: Some(bytes) }
     }
 
     /// As [`HostBuffer::close`].
     pub(crate) fn close(self) -> Option<LocalFuture<()>> {
-        let Self { buffer, fd } = self;
+        let Self { buffer, fd, bytes } = self;
         let closing = buffer.close()?;
         Some(Box::pin(async move {
             closing.await;
-            drop(fd);
+            drop((fd, bytes));
         }))
     }
 }

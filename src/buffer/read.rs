@@ -207,7 +207,7 @@ impl Reads {
         };
         let (line, mut term) = (Arc::clone(line), self.term());
         Box::pin(async move {
-            let HeldBuffer { buffer, fd } = held;
+            let HeldBuffer { buffer, fd, .. } = held;
             let (buffer, written) = term.written(buffer).await;
             let place = match written {
                 Ok(()) => term.place(line).await,
@@ -346,7 +346,7 @@ impl HeldBuffer {
     /// The limit of descriptors, the device's or the process's.
     pub(crate) fn duplicate(&self, ledger: &std::rc::Rc<Ledger>) -> Result<Self, ReadError> {
         let fd = ledger.charge(Quota::Fds, if self.kind == BufferKind::DmaBuf { 2 } else { 1 })?;
-        Ok(Self { buffer: self.buffer.try_clone()?, fd })
+        Ok(Self::new(self.buffer.try_clone()?, fd))
     }
 }
 

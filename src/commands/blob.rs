@@ -8,7 +8,8 @@ use smallvec::smallvec;
 use tracing::debug;
 
 use super::{Claim, Claims, Gpu, Made, Refusal, Resource, Response, Step};
-use crate::buffer::{HeldBuffer, HostBuffer};
+use crate::buffer::{BufferKind, HeldBuffer, HostBuffer};
+use crate::cross_domain::{Item, Layout};
 use crate::limits::{Charge, LimitReached, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::wire::{
@@ -83,19 +84,35 @@ impl Gpu {
             return self.create_rendered_blob(context, &create, charge);
         }
         let items = source.and_then(|context| context.items());
-        let unknown = Refusal::UnknownObject { blob_id: create.blob_id };
-        let item = match &items {
-            Some(items) => items.get(create.blob_id),
+        let found = match &items {
+            Some(items) => match items.get(create.blob_id) {
+                Some(Item::Image(layout)) => {
+                    let layout = *layout;
+                    return self.create_image_blob(&create, layout, charge);
+                }
+                Some(Item::Buffer(buffer)) => Some(buffer),
+                _ => None,
+            },
             None => self.offered.get(&create.blob_id),
         };
-        fits(&create, item.ok_or(unknown)?, self.alignment)?;
+        let found = found.ok_or(Refusal::UnknownObject { blob_id: create.blob_id })?;
+        fits(create.size, found.kind(), found.len(), self.alignment)?;
         let item = match items {
             Some(items) => items.take(create.blob_id),
-            None => self.offered.remove(&create.blob_id),
+            None => self.offered.remove(&create.blob_id).map(Item::Buffer),
         };
-        if let Some(item) = item {
-            self.insert_host_blob(&create, item, charge, false);
+        if let Some(Item::Buffer(buffer)) = item {
+            self.insert_host_blob(&create, buffer, charge, false);
         }
+        Ok(Step::Done(Response::NoData))
+    }
+
+    /// Memory of the host for an image that the guest has asked about.
+    fn create_image_blob(&mut self, create: &CreateBlob, layout: Layout, charge: Charge) -> Result<Step, Refusal> {
+        fits(create.size, BufferKind::SharedMemory, layout.size, self.alignment)?;
+        let (fd, bytes) = (self.ledger.charge(Quota::Fds, 1)?, self.ledger.charge(Quota::ImageBytes, layout.size)?);
+        let buffer = HostBuffer::allocate(layout.size)?;
+        self.insert_host_blob(create, HeldBuffer::allocated(buffer, fd, bytes), charge, false);
         Ok(Step::Done(Response::NoData))
     }
 
@@ -151,11 +168,11 @@ impl Gpu {
     /// A buffer that the renderer has exported, where it is one and large enough.
     fn take_rendered(&mut self, create: &CreateBlob, file: OwnedFd, fd: Charge) -> Result<HeldBuffer, Refusal> {
         let buffer = HostBuffer::recognise(file).map_err(|(error, closing)| {
-            self.outbox.chores.extend(closing);
+            self.outbox.chores.push(closing);
             error
         })?;
         let held = HeldBuffer::new(buffer, fd);
-        if let Err(refusal) = fits(create, &held, self.alignment) {
+        if let Err(refusal) = fits(create.size, held.kind(), held.len(), self.alignment) {
             self.outbox.chores.extend(held.close());
             return Err(refusal);
         }
@@ -197,12 +214,11 @@ impl Gpu {
 }
 
 /// A blob may be as large as its buffer rounded up to the alignment, because guests ask for whole pages.
-fn fits(create: &CreateBlob, buffer: &HostBuffer, alignment: u64) -> Result<(), Refusal> {
-    let (size, len) = (create.size, buffer.len());
+fn fits(size: u64, kind: BufferKind, len: u64, alignment: u64) -> Result<(), Refusal> {
     if len.checked_next_multiple_of(alignment).is_some_and(|most| size <= most) {
         return Ok(());
     }
-    Err(Refusal::Oversize { size, kind: buffer.kind(), len })
+    Err(Refusal::Oversize { size, kind, len })
 }
 
 /// A mapping alone: what else is done with the resource need not wait for it.

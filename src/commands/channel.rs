@@ -1,15 +1,15 @@
-//! What a host service sent, on its way to the guest: descriptors become items, the message goes into the channel ring,
-//! and the fence that was waiting for it signals.
+//! What came from the host, on its way to the guest: descriptors become items, a message, a wake-up or a pipe's contents go
+//! into the channel ring, and the fence that was waiting for it signals.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use super::{ContextKey, Gpu, Refusal};
 use crate::buffer::{HeldBuffer, HostBuffer};
-use crate::cross_domain::Event;
-use crate::limits::Quota;
+use crate::cross_domain::{Bounds, Event, Item, Odd, Read, Readable, Received, WritePipe};
+use crate::limits::{Charge, Quota};
 use crate::observe::warn_limited;
-use crate::protocol::cross_domain::{Identifier, id_type, receive};
-use crate::resource::Memory;
+use crate::protocol::cross_domain::{ChannelType, Identifier, id_type, read, receive};
 
 impl Gpu {
     /// Takes an event of a channel. What comes for a context that is gone is closed.
@@ -20,12 +20,14 @@ impl Gpu {
                 self.counters.bytes_received.add(data.len() as u64);
                 self.counters.fds_received.add(files.len() as u64);
                 let identifiers: Vec<Identifier> = files.into_iter().map(|file| self.item(key, file)).collect();
-                if self.deliver(key, &receive(&identifiers, &data)) {
-                    self.signal_credits(key, 1);
-                } else {
-                    warn_limited!(?key, "the channel ring is gone or no longer guest memory: the channel is closed");
-                    self.end_channel(key);
+                self.deliver_for_credit(key, &receive(&identifiers, &data));
+            }
+            Event::Read(Read { id, data, hang_up }) => {
+                self.counters.items_read.bump();
+                if hang_up && let Some(context) = self.contexts.get_mut(key).and_then(|row| row.cross_domain()) {
+                    drop(context.items.take(u64::from(id)).and_then(Item::close));
                 }
+                self.deliver_for_credit(key, &read(id, &data, hang_up));
             }
             Event::End { reason } => {
                 if let Err(error) = reason {
@@ -33,6 +35,16 @@ impl Gpu {
                 }
                 self.end_channel(key);
             }
+        }
+    }
+
+    /// A message, and the fence that waits for one.
+    fn deliver_for_credit(&mut self, key: ContextKey, message: &[u8]) {
+        if self.deliver(key, message) {
+            self.signal_credits(key, 1);
+        } else {
+            warn_limited!(?key, "the channel ring is gone or no longer guest memory: the channel is closed");
+            self.end_channel(key);
         }
     }
 
@@ -53,17 +65,11 @@ impl Gpu {
         self.deliver(key, &receive(&[], &[]));
     }
 
-    /// Writes a message into the channel ring; false where the ring is not the guest's to be written any more: detached,
-    /// unreferenced, without backing, or no longer RAM.
+    /// Writes a message into the channel ring; false where that is not the guest's to be written any more.
     fn deliver(&mut self, key: ContextKey, message: &[u8]) -> bool {
-        let Some(ram) = self.ram.clone() else { return false };
-        let Some(row) = self.contexts.get_mut(key) else { return false };
-        let ring = row.cross_domain().and_then(|context| context.ring());
-        let Some(ring) = ring.filter(|ring| row.resources.contains(ring)) else { return false };
-        match self.resources.get(ring).map(|resource| &resource.memory) {
-            Some(Memory::Guest(blob)) => blob.backing.as_ref().is_some_and(|backing| backing.write(&*ram, message)),
-            _ => false,
-        }
+        let context = self.contexts.get_mut(key).and_then(|row| row.cross_domain());
+        let ring = context.and_then(|context| context.ring());
+        ring.is_some_and(|ring| self.write_ring(key, ring, message))
     }
 
     fn signal_credits(&mut self, key: ContextKey, most: usize) {
@@ -89,32 +95,57 @@ impl Gpu {
     }
 
     fn try_item(&mut self, key: ContextKey, file: OwnedFd) -> Result<Identifier, Refusal> {
-        let buffer = HostBuffer::recognise(file).map_err(|(error, closing)| {
-            self.outbox.chores.extend(closing);
+        let received = Received::recognise(file).map_err(|Odd { error, closing }| {
+            self.outbox.chores.push(closing);
             error
         })?;
         let fd = match self.ledger.charge(Quota::Fds, 1) {
             Ok(fd) => fd,
             Err(reached) => {
-                self.outbox.chores.extend(buffer.close());
+                self.outbox.chores.extend(received.close());
                 return Err(reached.into());
             }
         };
-        let held = HeldBuffer::new(buffer, fd);
-        let Ok(size) = u32::try_from(held.len()) else {
-            self.outbox.chores.extend(held.close());
-            return Err(Refusal::Parameter("a buffer of 4 GiB or more"));
+        let (item, kind, size) = match received {
+            Received::Buffer(buffer) => self.buffer_item(buffer, fd)?,
+            Received::Event(file) => (Item::Event(Readable::event(file, fd)), self.event_type(key), 0),
+            Received::WritePipe(file) => {
+                let bounds = Bounds { backlog: self.limits.channel_backlog, ledger: Rc::clone(&self.ledger) };
+                (Item::WritePipe(WritePipe::new(&file, bounds, fd)?), id_type::WRITE_PIPE, 0)
+            }
         };
-        let Some(items) = self.contexts.get_mut(key).and_then(|row| row.items()) else {
-            self.outbox.chores.extend(held.close());
-            return Err(Refusal::ItemLimit);
+        let inserted = match self.contexts.get_mut(key).and_then(|row| row.items()) {
+            Some(items) => items.insert(item),
+            None => Err(item),
         };
-        match items.insert(held) {
-            Ok(id) => Ok(Identifier { id, kind: id_type::VIRTGPU_BLOB, size }),
-            Err(held) => {
-                self.outbox.chores.extend(held.close());
+        match inserted {
+            Ok(id) => Ok(Identifier { id, kind, size }),
+            Err(item) => {
+                self.outbox.chores.extend(item.close());
                 Err(Refusal::ItemLimit)
             }
         }
+    }
+
+    fn buffer_item(&mut self, buffer: HostBuffer, fd: Charge) -> Result<(Item, u32, u32), Refusal> {
+        let held = HeldBuffer::new(buffer, fd);
+        match u32::try_from(held.len()) {
+            Ok(size) => Ok((Item::Buffer(held), id_type::VIRTGPU_BLOB, size)),
+            Err(_) => {
+                self.outbox.chores.extend(held.close());
+                Err(Refusal::Parameter("a buffer of 4 GiB or more"))
+            }
+        }
+    }
+
+    /// Closes the channels of a type, and says how many.
+    pub(crate) fn hang_up(&mut self, channel_type: ChannelType) -> usize {
+        self.contexts.iter().filter(|(_, row)| row.hang_up(channel_type)).count()
+    }
+
+    /// What an eventfd is announced as to this guest.
+    fn event_type(&mut self, key: ContextKey) -> u32 {
+        let context = self.contexts.get_mut(key).and_then(|row| row.cross_domain());
+        context.map_or(id_type::UNSUPPORTED, |context| context.dialect().event_type())
     }
 }

@@ -1,21 +1,19 @@
 //! Contexts: CTX_CREATE, CTX_DESTROY, CTX_ATTACH_RESOURCE, CTX_DETACH_RESOURCE, SUBMIT_3D.
-//! Streams of cross-domain contexts are carried out here at once; all others go to the renderer.
+//! Streams of cross-domain contexts are carried out at once, in `stream`; all others go to the renderer.
 
 use std::collections::{HashSet, VecDeque};
-use std::rc::Rc;
 
 use smallvec::smallvec;
 
 use super::{Claim, Claims, FenceState, Gpu, Made, Refusal, Response, Step, Ticket};
-use crate::buffer::HeldBuffer;
-use crate::cross_domain::{self, Bounds, ContextError, Items, Rings};
+use crate::cross_domain::{self, Items};
 use crate::limits::{Charge, Quota};
-use crate::protocol::cross_domain::{MIN_RING_LEN, StreamCommand, parse};
+use crate::protocol::cross_domain::ChannelType;
 use crate::protocol::features;
 use crate::protocol::wire::command_type::SUBMIT_3D;
 use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
 use crate::renderer::Fence;
-use crate::resource::{Memory, ResourceKey};
+use crate::resource::ResourceKey;
 use crate::seams::Work;
 
 slotmap::new_key_type! {
@@ -56,8 +54,18 @@ impl Context {
     }
 
     pub(super) fn cross_domain(&mut self) -> Option<&mut cross_domain::Context> {
+        self.attached_to_channel().map(|(_, context)| context)
+    }
+
+    /// Closes its channel, where it has one of this type.
+    pub(super) fn hang_up(&self, channel_type: ChannelType) -> bool {
+        matches!(&self.kind, Kind::CrossDomain(context) if context.hang_up(channel_type))
+    }
+
+    /// A cross-domain context, and what is attached to it.
+    pub(super) fn attached_to_channel(&mut self) -> Option<(&HashSet<ResourceKey>, &mut cross_domain::Context)> {
         match &mut self.kind {
-            Kind::CrossDomain(context) => Some(context),
+            Kind::CrossDomain(context) => Some((&self.resources, context)),
             Kind::Plain | Kind::Rendered => None,
         }
     }
@@ -209,9 +217,7 @@ impl Gpu {
         let row = self.contexts.get_mut(key).ok_or(Refusal::UnknownContext { id: context })?;
         match (&row.kind, self.renderer.clone()) {
             (Kind::CrossDomain(_), _) => {
-                for command in parse(&stream)? {
-                    self.cross_domain_command(key, command)?;
-                }
+                self.cross_domain_stream(key, &stream)?;
                 Ok(Step::Done(Response::NoData))
             }
             (Kind::Rendered, Some(renderer)) => {
@@ -221,45 +227,6 @@ impl Gpu {
             _ if stream.is_empty() => Ok(Step::Done(Response::NoData)),
             _ => Err(Refusal::Parameter("the context has no command stream")),
         }
-    }
-
-    fn cross_domain_command(&mut self, key: ContextKey, command: StreamCommand<'_>) -> Result<(), Refusal> {
-        let Some(row) = self.contexts.get_mut(key) else { return Ok(()) };
-        let (attached, resources) = (&row.resources, &self.resources);
-        let Kind::CrossDomain(context) = &mut row.kind else { return Ok(()) };
-        match command {
-            // What a POLL asks for is granted by its fence.
-            StreamCommand::Poll => {}
-            StreamCommand::Init { query_ring, channel_ring, channel_type } => {
-                let ring = |id: u32| {
-                    let key = resources.key(id).filter(|key| attached.contains(key))?;
-                    let Memory::Guest(blob) = &resources.get(key)?.memory else { return None };
-                    (blob.len() >= MIN_RING_LEN).then_some((key, blob.len()))
-                };
-                let rings = Rings { query: query_ring, channel: channel_ring, channel_type };
-                let bounds = Bounds { backlog: self.limits.channel_backlog, ledger: Rc::clone(&self.ledger) };
-                let channel = context.init(&rings, ring, &self.hosts, bounds, key)?;
-                if let Some(channel) = channel {
-                    self.counters.channels_opened.bump();
-                    self.outbox.channels.push(channel);
-                }
-            }
-            StreamCommand::Send { blobs, data } => {
-                let buffer = |id: u32| -> Option<Rc<HeldBuffer>> {
-                    let key = resources.key(id).filter(|key| attached.contains(key))?;
-                    let Memory::Host(blob) = &resources.get(key)?.memory else { return None };
-                    Some(Rc::clone(&blob.buffer))
-                };
-                let find = |id: &u32| buffer(*id).ok_or(ContextError::NotSendable { id: *id });
-                let buffers: Vec<Rc<HeldBuffer>> = blobs.iter().map(find).collect::<Result<_, _>>()?;
-                let files = buffers.len() as u64;
-                context.send(data, buffers)?;
-                self.counters.messages_sent.bump();
-                self.counters.fds_sent.add(files);
-                self.counters.bytes_sent.add(data.len() as u64);
-            }
-        }
-        Ok(())
     }
 
     /// Whether a fenced command that has succeeded is done with that. A stream's fence on the channel's timeline is a credit:

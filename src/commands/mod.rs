@@ -13,6 +13,7 @@ mod read;
 mod refusal;
 mod rendered;
 mod scanout;
+mod stream;
 mod turn;
 
 use std::collections::{HashMap, HashSet};

@@ -144,13 +144,30 @@ fn map_code(error: &MapError) -> ErrorCode {
 fn context_code(error: &ContextError) -> ErrorCode {
     use crate::cross_domain::SendError;
     match error {
-        ContextError::NotARing { .. } | ContextError::NotSendable { .. } => ErrorCode::InvalidResourceId,
-        ContextError::Initialised | ContextError::NoChannel | ContextError::NotOffered(_) => {
+        ContextError::NotARing { .. } | ContextError::NotSendable { .. } | ContextError::RingGone => {
+            ErrorCode::InvalidResourceId
+        }
+        ContextError::Initialised
+        | ContextError::NoChannel
+        | ContextError::NotOffered(_)
+        | ContextError::PipeId { .. }
+        | ContextError::NoSuchItem { .. }
+        | ContextError::Watched { .. }
+        | ContextError::Count { .. }
+        | ContextError::Dialect
+        | ContextError::Image(_) => ErrorCode::InvalidParameter,
+        ContextError::Write { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
             ErrorCode::InvalidParameter
         }
-        ContextError::Send(SendError::Backlog { .. }) => ErrorCode::OutOfMemory,
-        ContextError::Connect(error) if exhausted(error) => ErrorCode::OutOfMemory,
-        ContextError::Send(SendError::Closed) | ContextError::Connect(_) => ErrorCode::Unspec,
+        ContextError::Send(SendError::Backlog { .. })
+        | ContextError::Full { .. }
+        | ContextError::ItemLimit
+        | ContextError::Limit(_) => ErrorCode::OutOfMemory,
+        ContextError::Connect(error) | ContextError::Host(error) if exhausted(error) => ErrorCode::OutOfMemory,
+        ContextError::Send(SendError::Closed)
+        | ContextError::Connect(_)
+        | ContextError::Host(_)
+        | ContextError::Write { .. } => ErrorCode::Unspec,
     }
 }
 

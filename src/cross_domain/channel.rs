@@ -1,8 +1,8 @@
-//! One connection to a host service: messages in by credit, messages out through a bounded backlog.
-//! The device task polls it as a stream; the socket is closed the moment its context lets go of it.
+//! One connection to a host service, and what else of the host its context listens to: messages, wake-ups and contents of
+//! pipes come in by credit and in turns, so that a service that talks a lot delays no wake-up. What goes out waits in bounded
+//! backlogs. The device task polls it as a stream; the socket is closed the moment its context lets go of it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,21 +11,27 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
+use futures_util::stream::SelectAll;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
 
+use super::backlog::{Backlog, Bounds, Full};
+use super::pipe::WritePipe;
+use super::readable::{Read, Readable, Reader};
 use crate::buffer::HeldBuffer;
-use crate::limits::{Charge, Ledger, Quota};
-use crate::protocol::cross_domain::MAX_IDENTIFIERS;
+use crate::limits::Charge;
+use crate::protocol::cross_domain::{MAX_IDENTIFIERS, ReadWrite, SendReceive};
 use crate::sys::ring::Readiness;
 
-/// What came from the host service.
+/// What came from the host.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A message; one credit is used up.
+    /// A message of the service; one credit is used up.
     Message { data: Vec<u8>, files: Vec<OwnedFd> },
+    /// An eventfd was written, or a pipe, or nobody will write the pipe any more; one credit is used up.
+    Read(Read),
     /// The service has gone, or broke the rules; the socket is closed and nothing more will come.
     End { reason: io::Result<()> },
 }
@@ -39,32 +45,43 @@ pub(crate) enum SendError {
     Closed,
 }
 
-/// A message, or the rest of one, that the socket has not taken yet.
-struct Outgoing {
-    data: Vec<u8>,
-    sent: usize,
-    buffers: Vec<Rc<HeldBuffer>>,
-    _host_bytes: Charge,
+/// A descriptor that goes with a message.
+pub(crate) enum Sent {
+    Buffer(Rc<HeldBuffer>),
+    /// The end of a pipe that the service is to write. Here it closes when it has been sent.
+    Pipe {
+        file: OwnedFd,
+        _fd: Charge,
+    },
 }
 
-/// What a channel may keep for a service that does not read.
-pub(crate) struct Bounds {
-    /// Most bytes of this channel.
-    pub(crate) backlog: usize,
-    /// What all channels together take of the host's memory.
-    pub(crate) ledger: Rc<Ledger>,
+impl AsFd for Sent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Buffer(buffer) => buffer.as_fd(),
+            Self::Pipe { file, .. } => file.as_fd(),
+        }
+    }
+}
+
+/// Why a channel was closed from this side, which its context has not been told.
+#[derive(Debug, Clone, Copy)]
+enum Closing {
+    Overrun,
+    HungUp,
 }
 
 struct Shared {
     socket: RefCell<Option<Readiness>>,
-    backlog: RefCell<VecDeque<Outgoing>>,
-    backlog_bytes: Cell<usize>,
-    bounds: Bounds,
+    backlog: Backlog<Vec<Sent>>,
     credits: Cell<u32>,
-    longest: usize,
-    /// The channel was closed from this side and its context has not been told.
-    overrun: Cell<bool>,
+    ring: usize,
+    closing: Cell<Option<Closing>>,
     waker: Cell<Option<Waker>>,
+    /// What is to be read from now on.
+    readers: RefCell<Vec<Reader>>,
+    /// Pipes that have more to write.
+    writers: RefCell<Vec<Rc<WritePipe>>>,
 }
 
 /// The context's end of a channel; dropping it closes the socket.
@@ -76,29 +93,28 @@ pub(crate) struct ChannelHandle {
 pub(crate) struct Channel<T> {
     shared: Rc<Shared>,
     tag: T,
+    readers: SelectAll<Reader>,
+    /// Whose turn it is.
+    socket_first: bool,
 }
 
-/// Makes a channel of a connected, non-blocking socket. Messages are read in pieces of at most `longest` bytes.
+/// Makes a channel of a connected, non-blocking socket, for messages that a ring of `ring` bytes holds.
 ///
 /// # Errors
 /// Where the runtime cannot watch the socket.
-pub(crate) fn open<T>(
-    socket: OwnedFd,
-    longest: usize,
-    bounds: Bounds,
-    tag: T,
-) -> io::Result<(ChannelHandle, Channel<T>)> {
+pub(crate) fn open<T>(socket: OwnedFd, ring: usize, bounds: Bounds, tag: T) -> io::Result<(ChannelHandle, Channel<T>)> {
     let shared = Rc::new(Shared {
         socket: RefCell::new(Some(Readiness::new(socket)?)),
-        backlog: RefCell::default(),
-        backlog_bytes: Cell::new(0),
-        bounds,
+        backlog: Backlog::new(bounds),
         credits: Cell::new(0),
-        longest,
-        overrun: Cell::new(false),
+        ring,
+        closing: Cell::new(None),
         waker: Cell::new(None),
+        readers: RefCell::default(),
+        writers: RefCell::default(),
     });
-    Ok((ChannelHandle { shared: Rc::clone(&shared) }, Channel { shared, tag }))
+    let channel = Channel { shared: Rc::clone(&shared), tag, readers: SelectAll::new(), socket_first: true };
+    Ok((ChannelHandle { shared }, channel))
 }
 
 impl Shared {
@@ -110,13 +126,27 @@ impl Shared {
 
     fn close(&self) {
         self.socket.take();
-        self.backlog.borrow_mut().clear();
+        self.backlog.clear();
+        self.readers.take();
+        self.writers.take();
         self.wake();
+    }
+
+    /// Sends what the service and the readers of pipes take now.
+    fn flush(&self, socket: &Readiness, cx: &mut Context<'_>) {
+        // One that takes nothing any more is found out by reading, after what is still to be read.
+        let _ = self.backlog.poll_flush(|data, with| {
+            socket.poll_write_with(cx, |file| send(file, data, with)).map_ok(|sent| {
+                with.clear();
+                sent
+            })
+        });
+        self.writers.borrow_mut().retain(|pipe| pipe.poll_flush(cx).is_pending());
     }
 }
 
 impl ChannelHandle {
-    /// Lets the service send one more message.
+    /// Lets the host send one more message.
     pub(crate) fn credit(&self) {
         self.shared.credits.set(self.shared.credits.get() + 1);
         self.shared.wake();
@@ -126,15 +156,15 @@ impl ChannelHandle {
     ///
     /// # Errors
     /// A closed channel, or a backlog that would grow past its limit: that closes the channel.
-    pub(crate) fn send(&self, data: &[u8], mut buffers: Vec<Rc<HeldBuffer>>) -> Result<(), SendError> {
+    pub(crate) fn send(&self, data: &[u8], mut with: Vec<Sent>) -> Result<(), SendError> {
         let shared = &*self.shared;
         let mut rest = data;
-        if shared.backlog.borrow().is_empty() {
+        if shared.backlog.is_empty() {
             let socket = shared.socket.borrow();
-            match send(socket.as_ref().ok_or(SendError::Closed)?.as_fd(), data, &buffers) {
+            match send(socket.as_ref().ok_or(SendError::Closed)?.as_fd(), data, &with) {
                 Ok(sent) if sent == data.len() => return Ok(()),
                 Ok(sent) => {
-                    buffers.clear();
+                    with.clear();
                     rest = &data[sent..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -142,28 +172,53 @@ impl ChannelHandle {
                 Err(_) => return Err(SendError::Closed),
             }
         }
-        self.keep(rest, buffers)
-    }
-
-    fn keep(&self, data: &[u8], buffers: Vec<Rc<HeldBuffer>>) -> Result<(), SendError> {
-        let shared = &*self.shared;
-        let bytes = shared.backlog_bytes.get() + cost(data);
-        let charge = shared.bounds.ledger.charge(Quota::HostBytes, cost(data) as u64);
-        let Some(charge) = charge.ok().filter(|_| bytes <= shared.bounds.backlog) else {
-            shared.overrun.set(true);
-            shared.close();
-            return Err(SendError::Backlog { backlog: shared.backlog_bytes.get() });
-        };
-        shared.backlog_bytes.set(bytes);
-        let message = Outgoing { data: data.to_vec(), sent: 0, buffers, _host_bytes: charge };
-        shared.backlog.borrow_mut().push_back(message);
+        if let Err(Full { backlog }) = shared.backlog.keep(rest, with) {
+            self.end(Closing::Overrun);
+            return Err(SendError::Backlog { backlog });
+        }
         shared.wake();
         Ok(())
+    }
+
+    /// Reads an eventfd or a pipe from now on, as credits allow.
+    ///
+    /// # Errors
+    /// It is read already, or the runtime cannot watch it.
+    pub(crate) fn watch(&self, id: u32, readable: &Rc<Readable>) -> io::Result<()> {
+        let longest = self.shared.ring - size_of::<ReadWrite>();
+        self.shared.readers.borrow_mut().push(readable.watch(id, longest)?);
+        self.shared.wake();
+        Ok(())
+    }
+
+    /// Writes the rest of what a pipe has taken as the pipe takes it.
+    pub(crate) fn flush(&self, pipe: &Rc<WritePipe>) {
+        let mut writers = self.shared.writers.borrow_mut();
+        if !writers.iter().any(|other| Rc::ptr_eq(other, pipe)) {
+            writers.push(Rc::clone(pipe));
+        }
+        drop(writers);
+        self.shared.wake();
+    }
+
+    /// Closes the socket at once, and says whether it was open; the guest hears of it when its channel is polled next.
+    pub(crate) fn hang_up(&self) -> bool {
+        let open = self.shared.socket.borrow().is_some();
+        if open {
+            self.end(Closing::HungUp);
+        }
+        open
+    }
+
+    fn end(&self, closing: Closing) {
+        self.shared.closing.set(Some(closing));
+        self.shared.close();
     }
 }
 
 impl Drop for ChannelHandle {
     fn drop(&mut self) {
+        self.shared.closing.set(None);
         self.shared.close();
     }
 }
@@ -171,24 +226,26 @@ impl Drop for ChannelHandle {
 impl<T: Copy + Unpin> Stream for Channel<T> {
     type Item = (T, Event);
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let shared = &*self.shared;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let shared = Rc::clone(&self.shared);
         shared.waker.set(Some(cx.waker().clone()));
         let event = {
             let socket = shared.socket.borrow();
             let Some(socket) = socket.as_ref() else {
-                let reason = Err(io::Error::other("the host service does not read"));
-                return Poll::Ready(shared.overrun.take().then_some((self.tag, Event::End { reason })));
+                let reason = shared.closing.take().map(|closing| match closing {
+                    Closing::Overrun => Err(io::Error::other("the host service does not read")),
+                    Closing::HungUp => Ok(()),
+                });
+                return Poll::Ready(reason.map(|reason| (self.tag, Event::End { reason })));
             };
-            flush(shared, socket, cx);
+            shared.flush(socket, cx);
+            self.readers.extend(shared.readers.take());
             if shared.credits.get() == 0 {
                 return Poll::Pending;
             }
-            match socket.poll_read_with(cx, |file| receive(file, shared.longest)) {
+            match self.poll_event(socket, cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(Some((data, files)))) => Event::Message { data, files },
-                Poll::Ready(Ok(None)) => Event::End { reason: Ok(()) },
-                Poll::Ready(Err(error)) => Event::End { reason: Err(error) },
+                Poll::Ready(event) => event,
             }
         };
         shared.credits.set(shared.credits.get() - 1);
@@ -199,36 +256,39 @@ impl<T: Copy + Unpin> Stream for Channel<T> {
     }
 }
 
-/// What a message in the backlog takes of the host's memory, its bookkeeping included.
-fn cost(data: &[u8]) -> usize {
-    data.len() + 256
-}
+impl<T> Channel<T> {
+    /// The next event: the socket and all others take turns where both have something, and these among themselves.
+    fn poll_event(&mut self, socket: &Readiness, cx: &mut Context<'_>) -> Poll<Event> {
+        for _ in 0..2 {
+            let polled =
+                if self.socket_first { poll_socket(socket, self.shared.ring, cx) } else { self.poll_reader(cx) };
+            self.socket_first = !self.socket_first;
+            if polled.is_ready() {
+                return polled;
+            }
+        }
+        Poll::Pending
+    }
 
-/// Sends from the backlog what the socket takes. A socket that takes nothing any more empties it.
-fn flush(shared: &Shared, socket: &Readiness, cx: &mut Context<'_>) {
-    let mut backlog = shared.backlog.borrow_mut();
-    while let Some(front) = backlog.front_mut() {
-        let sent = socket.poll_write_with(cx, |file| send(file, &front.data[front.sent..], &front.buffers));
-        match sent {
-            Poll::Pending => return,
-            Poll::Ready(Ok(sent)) => {
-                front.buffers.clear();
-                front.sent += sent;
-                if front.sent == front.data.len() {
-                    shared.backlog_bytes.set(shared.backlog_bytes.get() - cost(&front.data));
-                    backlog.pop_front();
-                }
-            }
-            Poll::Ready(Err(_)) => {
-                backlog.clear();
-                shared.backlog_bytes.set(0);
-            }
+    fn poll_reader(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        match Pin::new(&mut self.readers).poll_next(cx) {
+            Poll::Ready(Some(read)) => Poll::Ready(Event::Read(read)),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 }
 
-fn send(socket: BorrowedFd<'_>, data: &[u8], buffers: &[Rc<HeldBuffer>]) -> io::Result<usize> {
-    let files: Vec<BorrowedFd<'_>> = buffers.iter().map(|buffer| buffer.as_fd()).collect();
+fn poll_socket(socket: &Readiness, ring: usize, cx: &mut Context<'_>) -> Poll<Event> {
+    let longest = ring - size_of::<SendReceive>();
+    socket.poll_read_with(cx, |file| receive(file, longest)).map(|received| match received {
+        Ok(Some((data, files))) => Event::Message { data, files },
+        Ok(None) => Event::End { reason: Ok(()) },
+        Err(error) => Event::End { reason: Err(error) },
+    })
+}
+
+fn send(socket: BorrowedFd<'_>, data: &[u8], with: &[Sent]) -> io::Result<usize> {
+    let files: Vec<BorrowedFd<'_>> = with.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_IDENTIFIERS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {

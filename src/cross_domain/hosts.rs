@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::ContextError;
@@ -31,10 +32,12 @@ impl HostSockets {
     pub(crate) fn connect(&self, channel_type: ChannelType) -> Result<OwnedFd, ContextError> {
         let path = self.paths.get(&channel_type).ok_or(ContextError::NotOffered(channel_type))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io::Error::from)?;
-        let address = SocketAddrUnix::new(path.as_path()).map_err(io::Error::from)?;
-        connect(&socket, &address).map_err(io::Error::from)?;
-        Ok(socket)
+        let connected = || {
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            connect(&socket, &SocketAddrUnix::new(path.as_path())?)?;
+            Ok(socket)
+        };
+        connected().map_err(|errno: Errno| ContextError::Connect(io::Error::from(errno)))
     }
 }
 

@@ -1,22 +1,36 @@
 //! Contexts that talk to services of the host: a Wayland compositor, a PipeWire daemon, a camera service.
 //! A context has at most one channel, which is a stream that the device task polls: no thread, no blocking socket.
 
+mod backlog;
 mod channel;
 mod hosts;
+mod image;
 mod items;
+mod pipe;
+mod readable;
+mod received;
 
+use std::io;
 use std::rc::Rc;
 
-pub(crate) use channel::{Bounds, Channel, ChannelHandle, Event, SendError};
+pub(crate) use backlog::Bounds;
+pub(crate) use channel::{Channel, Event, SendError};
+use channel::{ChannelHandle, Sent};
 pub(crate) use hosts::HostSockets;
-pub(crate) use items::Items;
+pub(crate) use image::{ImageError, Layout};
+pub(crate) use items::{Item, Items};
+pub(crate) use pipe::WritePipe;
+pub(crate) use readable::{Read, Readable};
+pub(crate) use received::{Odd, Received};
 
 use crate::buffer::HeldBuffer;
-use crate::protocol::cross_domain::{Capabilities, ChannelType, MIN_RING_LEN, SendReceive};
+use crate::limits::{Ledger, LimitReached, Quota};
+use crate::protocol::cross_domain::{Attachment, Capabilities, ChannelType, Dialect, ImageRequirements, MIN_RING_LEN};
 use crate::resource::ResourceKey;
+use pipe::WriteError;
 
-/// Longest message that is read from a service at once, whatever the ring's size.
-const MAX_MESSAGE: usize = 64 << 10;
+/// As much of a ring as is used, however long it is.
+const MAX_RING: usize = 64 << 10;
 
 /// Why a stream was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +43,36 @@ pub(crate) enum ContextError {
         "resource {id} is not a ring: a guest blob of at least {MIN_RING_LEN} bytes that is attached to the context"
     )]
     NotARing { id: u32 },
+    #[error("the query ring is gone or no longer guest memory")]
+    RingGone,
     #[error("no host socket is configured for channel type {0:?}")]
     NotOffered(ChannelType),
     #[error("the host service does not take the connection: {0}")]
-    Connect(#[from] std::io::Error),
+    Connect(io::Error),
+    #[error("the host has no room for it: {0}")]
+    Host(#[from] io::Error),
     #[error("resource {id} is not a host blob that is attached to the context")]
     NotSendable { id: u32 },
+    #[error("a new pipe would have the id {next:#x}, not {id:#x}")]
+    PipeId { id: u32, next: u32 },
+    #[error("the context has too many items")]
+    ItemLimit,
+    #[error("item {id:#x} does not exist, or is of another kind")]
+    NoSuchItem { id: u32 },
+    #[error("eventfd {id:#x} is read already")]
+    Watched { id: u32 },
+    #[error("{len} bytes are no count for an eventfd, which takes 8")]
+    Count { len: usize },
+    #[error("READ_EVENTFD_DESTROY is not of the guest's dialect")]
+    Dialect,
+    #[error("item {id:#x} has no room: {backlog} bytes wait for its reader")]
+    Full { id: u32, backlog: usize },
+    #[error("item {id:#x} cannot be written: {source}")]
+    Write { id: u32, source: io::Error },
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Limit(#[from] LimitReached),
     #[error(transparent)]
     Send(#[from] SendError),
 }
@@ -42,6 +80,10 @@ pub(crate) enum ContextError {
 /// A cross-domain context.
 pub(crate) struct Context {
     pub(crate) items: Items,
+    /// Of the last INIT.
+    dialect: Dialect,
+    /// Where answers to queries go.
+    query_ring: Option<ResourceKey>,
     link: Link,
 }
 
@@ -52,7 +94,7 @@ enum Link {
     /// INIT without a channel.
     QueriesOnly,
     /// The host service is, or was, at the other end; messages go to the ring.
-    Open { handle: ChannelHandle, ring: ResourceKey },
+    Open { handle: ChannelHandle, ring: ResourceKey, channel_type: ChannelType },
     /// The host service has gone.
     Ended { ring: ResourceKey },
 }
@@ -62,11 +104,12 @@ pub(crate) struct Rings {
     pub(crate) query: u32,
     pub(crate) channel: u32,
     pub(crate) channel_type: ChannelType,
+    pub(crate) dialect: Dialect,
 }
 
 impl Context {
     pub(crate) fn new(items: Items) -> Self {
-        Self { items, link: Link::Fresh }
+        Self { items, dialect: Dialect::Rutabaga, query_ring: None, link: Link::Fresh }
     }
 
     /// Connects the context to its host service.
@@ -87,26 +130,161 @@ impl Context {
         if !matches!(self.link, Link::Fresh) {
             return Err(ContextError::Initialised);
         }
-        ring(rings.query).ok_or(ContextError::NotARing { id: rings.query })?;
-        if rings.channel_type == ChannelType::NONE {
+        let (query, _) = ring(rings.query).ok_or(ContextError::NotARing { id: rings.query })?;
+        let channel = if rings.channel_type == ChannelType::NONE {
             self.link = Link::QueriesOnly;
-            return Ok(None);
-        }
-        let (key, len) = ring(rings.channel).ok_or(ContextError::NotARing { id: rings.channel })?;
-        let socket = hosts.connect(rings.channel_type)?;
-        let longest = usize::try_from(len).unwrap_or(MAX_MESSAGE).min(MAX_MESSAGE) - size_of::<SendReceive>();
-        let (handle, channel) = channel::open(socket, longest, bounds, tag)?;
-        self.link = Link::Open { handle, ring: key };
-        Ok(Some(channel))
+            None
+        } else {
+            let (key, len) = ring(rings.channel).ok_or(ContextError::NotARing { id: rings.channel })?;
+            let socket = hosts.connect(rings.channel_type)?;
+            let used = usize::try_from(len).unwrap_or(MAX_RING).min(MAX_RING);
+            let (handle, channel) = channel::open(socket, used, bounds, tag)?;
+            self.link = Link::Open { handle, ring: key, channel_type: rings.channel_type };
+            Some(channel)
+        };
+        (self.query_ring, self.dialect) = (Some(query), rings.dialect);
+        Ok(channel)
     }
 
-    /// Hands a message to the host service, or to the channel's bounded backlog.
+    /// Hands a message to the host service, or to the channel's bounded backlog. Pipes that go with it are made here.
     ///
     /// # Errors
-    /// No channel, or one whose backlog is full: the channel is closed then, because a stream with a gap is worse.
-    pub(crate) fn send(&mut self, data: &[u8], buffers: Vec<Rc<HeldBuffer>>) -> Result<(), ContextError> {
+    /// No channel; a pipe that would have another id than the guest says; limits. Or a backlog that is full: the channel is
+    /// closed then, because a stream with a gap is worse.
+    pub(crate) fn send(
+        &mut self,
+        data: &[u8],
+        attachments: &[Attachment],
+        buffer: impl Fn(u32) -> Option<Rc<HeldBuffer>>,
+        ledger: &Rc<Ledger>,
+    ) -> Result<(), ContextError> {
         let Link::Open { handle, .. } = &self.link else { return Err(ContextError::NoChannel) };
-        Ok(handle.send(data, buffers)?)
+        let mut pipes = Vec::new();
+        let mut sent = Vec::with_capacity(attachments.len());
+        for attachment in attachments {
+            sent.push(match *attachment {
+                Attachment::Blob(id) => Sent::Buffer(buffer(id).ok_or(ContextError::NotSendable { id })?),
+                Attachment::ReadPipe(id) => {
+                    let (pipe, end) = new_pipe(&self.items, id, pipes.len(), ledger)?;
+                    pipes.push((id, pipe));
+                    end
+                }
+            });
+        }
+        let watched = pipes.iter().try_for_each(|(id, pipe)| handle.watch(*id, pipe));
+        let outcome = watched.map_err(ContextError::from).and_then(|()| Ok(handle.send(data, sent)?));
+        for (_, pipe) in pipes {
+            if outcome.is_ok() {
+                self.items.insert_pipe(pipe);
+            } else {
+                pipe.close();
+            }
+        }
+        outcome
+    }
+
+    /// Writes to an eventfd or a pipe. One that hangs up loses its item, whether the write succeeds or not.
+    ///
+    /// # Errors
+    /// No such item, or data that it does not take now, nor keep.
+    pub(crate) fn write(&mut self, id: u32, data: &[u8], hang_up: bool) -> Result<(), ContextError> {
+        let outcome = self.write_item(id, data, hang_up);
+        if hang_up && !matches!(outcome, Err(ContextError::NoSuchItem { .. })) {
+            match self.items.take(u64::from(id)) {
+                // What it has taken already still goes to its reader.
+                Some(Item::WritePipe(_)) | None => {}
+                Some(item) => drop(item.close()),
+            }
+        }
+        outcome
+    }
+
+    fn write_item(&self, id: u32, data: &[u8], hang_up: bool) -> Result<(), ContextError> {
+        match self.items.get(u64::from(id)) {
+            Some(Item::Event(_) | Item::ReadPipe(_)) if hang_up && data.is_empty() => Ok(()),
+            Some(Item::Event(event)) => {
+                let count = data.try_into().map_err(|_| ContextError::Count { len: data.len() })?;
+                event.add(u64::from_le_bytes(count)).map_err(|source| ContextError::Write { id, source })
+            }
+            Some(Item::WritePipe(pipe)) => match pipe.write(data) {
+                Ok(false) => Ok(()),
+                Ok(true) => {
+                    if let Link::Open { handle, .. } = &self.link {
+                        handle.flush(pipe);
+                    }
+                    Ok(())
+                }
+                Err(WriteError::Full(full)) => Err(ContextError::Full { id, backlog: full.backlog }),
+                Err(WriteError::Io(source)) => Err(ContextError::Write { id, source }),
+            },
+            _ => Err(ContextError::NoSuchItem { id }),
+        }
+    }
+
+    /// Reads an eventfd for the guest from now on.
+    ///
+    /// # Errors
+    /// No such eventfd, one that is read already, or no channel to tell the guest by.
+    pub(crate) fn watch(&mut self, id: u32) -> Result<(), ContextError> {
+        let event = self.event(id)?;
+        let Link::Open { handle, .. } = &self.link else { return Err(ContextError::NoChannel) };
+        handle.watch(id, event).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => ContextError::Watched { id },
+            _ => ContextError::Host(error),
+        })
+    }
+
+    /// Closes an eventfd.
+    ///
+    /// # Errors
+    /// No such eventfd, or a guest whose dialect has no such command.
+    pub(crate) fn unwatch(&mut self, id: u32) -> Result<(), ContextError> {
+        if self.dialect != Dialect::Libkrun {
+            return Err(ContextError::Dialect);
+        }
+        self.event(id)?;
+        drop(self.items.take(u64::from(id)).and_then(Item::close));
+        Ok(())
+    }
+
+    fn event(&self, id: u32) -> Result<&Rc<Readable>, ContextError> {
+        match self.items.get(u64::from(id)) {
+            Some(Item::Event(event)) => Ok(event),
+            _ => Err(ContextError::NoSuchItem { id }),
+        }
+    }
+
+    /// What an image would be like; blobs can be made after it from now on.
+    ///
+    /// # Errors
+    /// No INIT yet, or too many items.
+    pub(crate) fn image(&mut self, layout: Layout) -> Result<ImageRequirements, ContextError> {
+        if self.query_ring.is_none() {
+            return Err(ContextError::NoChannel);
+        }
+        let id = match self.items.image(&layout) {
+            Some(id) => id,
+            None => self.items.insert(Item::Image(layout)).map_err(|_| ContextError::ItemLimit)?,
+        };
+        Ok(layout.requirements(id))
+    }
+
+    /// What an eventfd is announced as.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// The resource that answers to queries are written to.
+    pub(crate) fn query_ring(&self) -> Option<ResourceKey> {
+        self.query_ring
+    }
+
+    /// Closes the host socket at once, where it is one of this type. The guest hears of it when its channel is polled.
+    pub(crate) fn hang_up(&self, wanted: ChannelType) -> bool {
+        match &self.link {
+            Link::Open { handle, channel_type, .. } if *channel_type == wanted => handle.hang_up(),
+            _ => false,
+        }
     }
 
     /// Whether a host service is at the other end.
@@ -139,6 +317,18 @@ impl Context {
             Link::Fresh | Link::QueriesOnly => None,
         }
     }
+}
+
+/// A pipe whose end for writing goes to the service: the one to be read, and the other. `before` more of the same message
+/// come first.
+fn new_pipe(items: &Items, id: u32, before: usize, ledger: &Rc<Ledger>) -> Result<(Rc<Readable>, Sent), ContextError> {
+    let next = items.pipe_id(before as u32).filter(|_| items.has_room(before + 1)).ok_or(ContextError::ItemLimit)?;
+    if id != next {
+        return Err(ContextError::PipeId { id, next });
+    }
+    let [reads, writes] = [ledger.charge(Quota::Fds, 1)?, ledger.charge(Quota::Fds, 1)?];
+    let (reader, writer) = pipe::new()?;
+    Ok((Readable::pipe(reader, reads), Sent::Pipe { file: writer, _fd: writes }))
 }
 
 /// The capability set's data (id 5, version 1).

@@ -11,6 +11,7 @@ use crate::buffer::read::Span;
 use crate::buffer::{HostBuffer, ReadError};
 use crate::commands::Exported;
 use crate::pipeline::{PauseError, Paused};
+use crate::protocol::cross_domain::ChannelType;
 
 /// The device's task has ended, so that nobody can reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +79,10 @@ pub(super) enum Control<M> {
     Exported {
         uuid: [u8; 16],
         reply: Answer<std::io::Result<Option<Exported>>>,
+    },
+    HangUp {
+        channel_type: ChannelType,
+        reply: Answer<usize>,
     },
     /// The configuration space has changed by the driver's own hand.
     Notify,

@@ -123,6 +123,7 @@ fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, messa
             Err(error) => drop(reply.send(Err(error))),
         },
         Control::Exported { uuid, reply } => drop(reply.send(pipeline.gpu().exported(&uuid))),
+        Control::HangUp { channel_type, reply } => drop(reply.send(pipeline.gpu().hang_up(channel_type))),
         Control::Notify => pipeline.config_changed(),
         Control::Resume { reply } => {
             pipeline.resume();

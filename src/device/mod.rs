@@ -29,6 +29,7 @@ use crate::display::{ConnectError, Monitor};
 use crate::observe::{Counters, LiveCounters};
 use crate::pipeline::{PauseError, Paused};
 use crate::protocol::config::LiveConfig;
+use crate::protocol::cross_domain::ChannelType;
 use crate::protocol::features::{self, FeatureError};
 use crate::seams::{Display, Interrupt};
 use control::Control;
@@ -208,10 +209,23 @@ impl<M: GuestAddressSpace> Device<M> {
         self.send(|reply| Control::Exported { uuid, reply })
     }
 
+    /// Closes the guest's channels to host services of this type, and says how many there were. The services see their clients
+    /// gone at once. The guest hears the end of file: at once, or after [`resume`](Self::resume) where the device is paused.
+    /// It may connect anew.
+    pub fn hang_up(&self, channel_type: ChannelType) -> Reply<usize> {
+        self.send(|reply| Control::HangUp { channel_type, reply })
+    }
+
     /// Stops serving: takes no more requests, ends those under way, and hands out the state of the queues. From the reply on
-    /// nothing touches the queues or the driver; displays and host services keep what they have. To be called while the
-    /// guest's processors stand still. Resources, contexts and scanouts stay in the device: a queue's state alone lets
-    /// another device go on only with a guest that has none.
+    /// nothing touches the queues or the driver; displays keep what they have. To be called while the guest's processors
+    /// stand still.
+    ///
+    /// Channels are parked: they stay open, nothing of them is read, and no message is lost. A service that waits for its
+    /// clients waits for a parked one, too. A PipeWire daemon does, and with it every other client of the same camera:
+    /// [hang up](Self::hang_up) such channels, before or while the device is paused.
+    ///
+    /// Resources, contexts and scanouts stay in the device: a queue's state alone lets another device go on only with a
+    /// guest that has none.
     ///
     /// The error: something did not end within [`Limits::deadline`](crate::Limits::deadline), and the device goes on.
     pub fn pause(&self) -> Reply<Result<Paused, PauseError>> {

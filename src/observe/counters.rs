@@ -112,6 +112,10 @@ counters! {
     bytes_received,
     /// Bytes of messages sent to host services.
     bytes_sent,
+    /// Wake-ups by eventfds and contents of pipes handed to guests.
+    items_read,
+    /// Wake-ups and contents of pipes that guests have written.
+    items_written,
     /// Resets of the device that were answered.
     resets,
 }

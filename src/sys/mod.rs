@@ -9,6 +9,7 @@ pub(crate) mod mapping;
 pub(crate) mod pages;
 pub(crate) mod reservation;
 pub(crate) mod ring;
+pub(crate) mod signals;
 #[cfg(feature = "sources")]
 pub(crate) mod udmabuf;
 #[cfg(feature = "sources")]

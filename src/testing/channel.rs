@@ -15,8 +15,8 @@ use rustix::net::{
 use vm_memory::GuestAddress;
 use zerocopy::FromBytes;
 
-use super::{Guest, Request, Token};
-use crate::protocol::cross_domain::{ChannelType, MAX_IDENTIFIERS, SendReceive};
+use super::{Answer, Guest, Request, Token};
+use crate::protocol::cross_domain::{ChannelType, ImageRequirements, MAX_IDENTIFIERS, ReadWrite, SendReceive, command};
 use crate::protocol::wire::CAPSET_CROSS_DOMAIN;
 
 /// Length of each ring.
@@ -36,10 +36,16 @@ impl HostService {
     #[must_use]
     pub fn listen() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("virtio-gpu-uring-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        let listener = UnixListener::bind(&path).expect("a socket in the temporary folder");
-        Self { listener, path }
+        loop {
+            let name = format!("virtio-gpu-uring-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            match UnixListener::bind(&path) {
+                Ok(listener) => return Self { listener, path },
+                // Left by a process of the same number that was ended.
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                Err(error) => panic!("no socket in the temporary folder: {error}"),
+            }
+        }
     }
 
     /// Where it listens.
@@ -118,12 +124,33 @@ pub struct Message {
     pub identifiers: Vec<(u32, u32, u32)>,
 }
 
+/// An eventfd's counter, or what came through a pipe, as it stands in a channel ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// The eventfd or pipe.
+    pub id: u32,
+    /// Eight bytes of an eventfd.
+    pub data: Vec<u8>,
+    /// Nothing comes after this.
+    pub hang_up: bool,
+}
+
+/// Whatever stands in a channel ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// A message of the service.
+    Message(Message),
+    /// What was read for the guest.
+    Read(Read),
+}
+
 /// A guest's cross-domain context with its two rings.
 #[derive(Debug)]
 pub struct GuestChannel {
     context: u32,
     /// Resource ids of the query ring and of the channel ring.
     pub rings: [u32; 2],
+    query_ring: GuestAddress,
     channel_ring: GuestAddress,
     next_fence: u64,
 }
@@ -137,14 +164,13 @@ impl GuestChannel {
     pub fn create(guest: &mut Guest, context: u32, first_resource: u32) -> Self {
         guest.command(&Request::ctx_create(context, CAPSET_CROSS_DOMAIN)).ok();
         let rings = [first_resource, first_resource + 1];
-        let mut channel_ring = GuestAddress(0);
-        for ring in rings {
+        let [query_ring, channel_ring] = rings.map(|ring| {
             let range = guest.page_range(RING);
-            channel_ring = GuestAddress(range.0);
             guest.command(&Request::guest_blob(ring, RING as u64, &[range])).ok();
             guest.command(&Request::ctx_attach(context, ring)).ok();
-        }
-        Self { context, rings, channel_ring, next_fence: 1 }
+            GuestAddress(range.0)
+        });
+        Self { context, rings, query_ring, channel_ring, next_fence: 1 }
     }
 
     /// Connects it to a service, in libkrun's dialect.
@@ -183,6 +209,40 @@ impl GuestChannel {
         self.wait(guest, poll)
     }
 
+    /// Waits for whatever comes first, and reads it from the ring.
+    #[track_caller]
+    pub fn wait_any(&mut self, guest: &mut Guest, poll: Token) -> Incoming {
+        guest.wait(poll).ok();
+        self.incoming(guest)
+    }
+
+    /// Asks for something to be read, and waits for it.
+    ///
+    /// # Panics
+    /// Where it is a message of the service.
+    #[track_caller]
+    pub fn receive_read(&mut self, guest: &mut Guest) -> Read {
+        let poll = self.poll(guest);
+        match self.wait_any(guest, poll) {
+            Incoming::Read(read) => read,
+            Incoming::Message(message) => panic!("a message instead of something read: {message:?}"),
+        }
+    }
+
+    /// Submits a stream without a fence.
+    #[track_caller]
+    pub fn submit(&self, guest: &mut Guest, stream: &[u8]) -> Answer {
+        guest.command(&Request::submit(self.context, stream))
+    }
+
+    /// Asks what an image would be like.
+    #[track_caller]
+    pub fn image(&self, guest: &mut Guest, width: u32, height: u32, fourcc: [u8; 4]) -> ImageRequirements {
+        self.submit(guest, &Request::stream_image(width, height, fourcc, 0)).ok();
+        let bytes = guest.ram().read(self.query_ring, size_of::<ImageRequirements>());
+        ImageRequirements::read_from_bytes(&bytes).expect("a whole answer")
+    }
+
     /// Sends a message to the service.
     #[track_caller]
     pub fn send(&self, guest: &mut Guest, data: &[u8], blobs: &[u32]) {
@@ -190,6 +250,24 @@ impl GuestChannel {
     }
 
     /// What stands in the channel ring now.
+    ///
+    /// # Panics
+    /// Where it is neither a message nor something read.
+    #[must_use]
+    pub fn incoming(&self, guest: &Guest) -> Incoming {
+        let bytes = guest.ram().read(self.channel_ring, RING);
+        match bytes[0] {
+            command::RECEIVE => Incoming::Message(self.message(guest)),
+            command::READ => {
+                let (head, data) = ReadWrite::read_from_prefix(&bytes).expect("a whole ring");
+                let data = data[..head.opaque_data_size.get() as usize].to_vec();
+                Incoming::Read(Read { id: head.identifier.get(), data, hang_up: head.hang_up.get() != 0 })
+            }
+            other => panic!("command {other} in the channel ring"),
+        }
+    }
+
+    /// The message of the service that stands in the channel ring now.
     #[must_use]
     pub fn message(&self, guest: &Guest) -> Message {
         let bytes = guest.ram().read(self.channel_ring, RING);

@@ -10,8 +10,9 @@ mod guest;
 mod ram;
 mod request;
 mod screen;
+mod stream;
 
-pub use channel::{GuestChannel, HostPeer, HostService, Message};
+pub use channel::{GuestChannel, HostPeer, HostService, Incoming, Message, Read};
 pub use driver_queue::{
     DriverQueue, Layout, Misbehaviour, Pieces, Prepared, QueueFull, RingFeatures, Segment, Table, Token, Used,
 };

@@ -2,7 +2,6 @@
 
 use zerocopy::IntoBytes;
 
-use crate::protocol::cross_domain::{Init, MAX_IDENTIFIERS, SendReceive, StreamHeader, command, id_type};
 use crate::protocol::wire::{
     AttachBacking, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D, Box3d, CtxCreate,
     FLAG_FENCE, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, GetEdid, Header, MemEntry, Rect, ResourceCreate2d,
@@ -331,52 +330,6 @@ impl Request {
     fn on_resource(kind: u32, resource: u32) -> Self {
         Self::new(kind, ResourceId { resource_id: resource.into(), padding: 0.into() }.as_bytes())
     }
-
-    /// A cross-domain INIT of 20 bytes, or with `version` libkrun's of 24.
-    #[must_use]
-    pub fn stream_init(query_ring: u32, channel_ring: u32, channel_type: u32, version: Option<u32>) -> Vec<u8> {
-        let size = if version.is_some() { 24 } else { 20 };
-        let header = stream_header(command::INIT, size);
-        let init = Init {
-            header,
-            query_ring: query_ring.into(),
-            channel_ring: channel_ring.into(),
-            channel_type: channel_type.into(),
-        };
-        [init.as_bytes(), &version.map(u32::to_le_bytes).into_iter().flatten().collect::<Vec<u8>>()].concat()
-    }
-
-    /// A cross-domain POLL.
-    #[must_use]
-    pub fn stream_poll() -> Vec<u8> {
-        [stream_header(command::POLL, 16).as_bytes(), &[0; 8]].concat()
-    }
-
-    /// A cross-domain SEND of data and blobs.
-    ///
-    /// # Panics
-    /// With more than 28 blobs, or more data than a command of 64 KiB holds.
-    #[must_use]
-    pub fn stream_send(data: &[u8], blobs: &[u32]) -> Vec<u8> {
-        let size = u16::try_from(size_of::<SendReceive>() + data.len()).expect("a command of less than 64 KiB");
-        let mut head = SendReceive {
-            header: stream_header(command::SEND, size),
-            num_identifiers: (blobs.len() as u32).into(),
-            opaque_data_size: (data.len() as u32).into(),
-            identifiers: [0.into(); MAX_IDENTIFIERS],
-            identifier_types: [0.into(); MAX_IDENTIFIERS],
-            identifier_sizes: [0.into(); MAX_IDENTIFIERS],
-        };
-        for (slot, blob) in blobs.iter().enumerate() {
-            head.identifiers[slot] = (*blob).into();
-            head.identifier_types[slot] = id_type::VIRTGPU_BLOB.into();
-        }
-        [head.as_bytes(), data].concat()
-    }
-}
-
-fn stream_header(cmd: u8, size: u16) -> StreamHeader {
-    StreamHeader { cmd, ring_idx: 0, cmd_size: size.into(), padding: 0.into() }
 }
 
 fn wire_rect(rect: [u32; 4]) -> Rect {
