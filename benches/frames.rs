@@ -143,7 +143,7 @@ impl Stage {
         let pieces = memory.pieces(size.bytes(), (0, size.bytes()));
         let list = pieces.into_iter().map(|(place, _, len)| (start.0 + place as u64, len as u32)).collect();
         let builder = Builder::new().scanouts(1).display(0, Monitor::new(size.0, size.1), NullDisplay);
-        Self { rig: Rig::with_ram(builder, &ram), size, list }
+        Self { rig: Rig::start(builder, &ram), size, list }
     }
 
     /// With the picture's image on the scanout.
@@ -246,7 +246,7 @@ impl Case {
     fn flush() -> Self {
         let mut stage = Stage::with_image(FULL_HD, Memory::OnePiece);
         let chains = vec![stage.flush(IMAGE)];
-        let mut idle = Rig::start(Builder::new());
+        let mut idle = Rig::start(Builder::new(), &GuestRam::new(16 << 20));
         let info = [idle.prepare(&Request::display_info())];
         let floor = Box::new(move || idle.round_trip(&info));
         Self { name: "FLUSH of an image".to_owned(), bytes: 0, floor, floor_name: "GET_DISPLAY_INFO", stage, chains }
@@ -278,7 +278,7 @@ fn elapsed(routine: impl FnOnce()) -> Duration {
 
 /// Both sides in turns, so that whatever else the machine does hits both alike.
 fn summary() {
-    let mut idle = Rig::start(Builder::new());
+    let mut idle = Rig::start(Builder::new(), &GuestRam::new(16 << 20));
     let info = [idle.prepare(&Request::display_info())];
     let mut empty: Vec<Duration> = (0..20_000).map(|_| elapsed(|| idle.round_trip(&info))).collect();
     let empty = percentile(&mut empty, 0.5);

@@ -2,10 +2,6 @@
 //! eventfds; and thirty-two of them at a time beside rust-vmm's queue alone. Only the ratios travel between machines.
 
 use std::hint::black_box;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
@@ -14,9 +10,12 @@ use virtio_gpu_uring::testing::{DriverQueue, GuestRam, Layout, Prepared, Request
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestMemoryMmap};
 
+#[path = "rig/ping_pong.rs"]
+mod ping_pong;
 mod rig;
 
-use rig::{Rig, event, in_full, percentile, pin, signal, wait};
+use ping_pong::PingPong;
+use rig::{Rig, in_full, percentile, pin};
 
 /// Commands at a time where throughput is measured.
 const DEPTH: usize = 32;
@@ -24,44 +23,6 @@ const DEPTH: usize = 32;
 const REQUEST: usize = 24;
 /// A header and sixteen scanouts.
 const RESPONSE: usize = 408;
-
-/// Two threads that wake each other by eventfds: what any device with a thread of its own costs at least.
-struct PingPong {
-    ping: OwnedFd,
-    pong: OwnedFd,
-    over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl PingPong {
-    fn start() -> Self {
-        let (ping, pong, over) = (event(), event(), Arc::new(AtomicBool::new(false)));
-        let (theirs, back, ended) =
-            (ping.try_clone().expect("a duplicate"), pong.try_clone().expect("a duplicate"), Arc::clone(&over));
-        let thread = std::thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                wait(&theirs);
-                signal(&back);
-            }
-        });
-        Self { ping, pong, over, thread: Some(thread) }
-    }
-
-    fn round_trip(&self) {
-        signal(&self.ping);
-        wait(&self.pong);
-    }
-}
-
-impl Drop for PingPong {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        signal(&self.ping);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 /// rust-vmm's queue in the place of the device, on the driver's own thread: no kick, no interrupt, nobody to wake.
 struct QueueAlone {
@@ -130,7 +91,7 @@ fn depth_one(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("depth 1");
     let ping_pong = PingPong::start();
     group.bench_function("eventfd ping-pong", |bencher| bencher.iter(|| ping_pong.round_trip()));
-    let mut rig = Rig::start(Builder::new());
+    let mut rig = Rig::start(Builder::new(), &GuestRam::new(16 << 20));
     let chain = display_infos(&mut rig, 1);
     group.bench_function("GET_DISPLAY_INFO", |bencher| bencher.iter(|| rig.round_trip(&chain)));
     group.finish();
@@ -142,7 +103,7 @@ fn depth_many(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(DEPTH as u64));
     let mut alone = QueueAlone::new();
     group.bench_function("virtio-queue alone", |bencher| bencher.iter(|| alone.round_trip()));
-    let mut rig = Rig::start(Builder::new());
+    let mut rig = Rig::start(Builder::new(), &GuestRam::new(16 << 20));
     let chains = display_infos(&mut rig, DEPTH);
     group.bench_function("GET_DISPLAY_INFO", |bencher| bencher.iter(|| rig.round_trip(&chains)));
     group.finish();
@@ -167,7 +128,7 @@ fn in_turns(mut first: impl FnMut(), mut second: impl FnMut()) -> [Vec<Duration>
 }
 
 fn summary() {
-    let (ping_pong, mut rig) = (PingPong::start(), Rig::start(Builder::new()));
+    let (ping_pong, mut rig) = (PingPong::start(), Rig::start(Builder::new(), &GuestRam::new(16 << 20)));
     let chain = display_infos(&mut rig, 1);
     let [mut floor, mut device] = in_turns(|| ping_pong.round_trip(), || rig.round_trip(&chain));
     let [floor_p50, device_p50] = [percentile(&mut floor, 0.5), percentile(&mut device, 0.5)];

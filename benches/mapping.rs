@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, measurement::WallTime};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_gpu_uring::protocol::wire::CAPSET_CROSS_DOMAIN;
-use virtio_gpu_uring::testing::{Prepared, Request};
+use virtio_gpu_uring::testing::{GuestRam, Prepared, Request};
 use virtio_gpu_uring::{Builder, HostBuffer, HostWindow};
 
 #[path = "rig/bare.rs"]
@@ -35,7 +35,7 @@ struct Stage {
 impl Stage {
     fn new(len: usize) -> Self {
         let window = HostWindow::new(len).expect("a window");
-        let mut rig = Rig::start(Builder::new().window(window.clone()));
+        let mut rig = Rig::start(Builder::new().window(window.clone()), &GuestRam::new(16 << 20));
         let create = rig.prepare(&Request::ctx_create(1, CAPSET_CROSS_DOMAIN));
         rig.round_trip(&[create]);
         Self { rig, window }

@@ -21,13 +21,8 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Starts a device on a thread that runs where the caller's may run.
-    pub(crate) fn start(builder: Builder) -> Self {
-        Self::with_ram(builder, &GuestRam::new(16 << 20))
-    }
-
-    /// The same in guest memory that the caller uses too.
-    pub(crate) fn with_ram(builder: Builder, ram: &GuestRam) -> Self {
+    /// Starts a device on a thread that runs where the caller's may run, in guest memory that the caller uses too.
+    pub(crate) fn start(builder: Builder, ram: &GuestRam) -> Self {
         let device = builder.spawn().expect("a device");
         let features = RingFeatures { event_idx: true, indirect: true };
         let queue = DriverQueue::new(ram.clone(), 1024, features);

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, read, write};
 
@@ -132,6 +133,10 @@ impl Readable {
 /// Whether a write would wait for somebody to read. The guest's writes come one after the other, so only another owner could
 /// fill the counter meanwhile.
 fn would_wait(file: BorrowedFd<'_>, count: u64) -> bool {
+    if count <= 1 {
+        // Room for one more is what an eventfd's readiness says.
+        return poll(&mut [PollFd::new(&file, PollFlags::OUT)], Some(&Timespec::default())) != Ok(1);
+    }
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap_or_default();
     let has = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
     let has = has.and_then(|has| u64::from_str_radix(has.trim(), 16).ok());
