@@ -81,3 +81,7 @@ pub use window::{HostWindow, ReadOnlyPolicy};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/channels.md")]
+struct Channels;

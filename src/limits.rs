@@ -15,13 +15,14 @@ pub struct Limits {
     pub contexts: u64,
     /// Bytes of the window that blobs may cover at a time.
     pub mapped_bytes: u64,
-    /// Bytes of host memory that a guest may cause to be copied: read-only buffers, each in full while it is mapped,
-    /// messages that a host service has not taken yet, and lists and streams of commands that wait for earlier ones.
+    /// Bytes of host memory that a guest may cause to be copied: read-only buffers, each in full while it is mapped, what
+    /// host services and readers of pipes have not taken yet, and lists and streams of commands that wait for earlier ones.
     pub host_bytes: u64,
-    /// Bytes of 2D resources' own pixels; those that no transfer has touched cost the host nothing yet.
+    /// Bytes of 2D resources' own pixels, and of images that a cross-domain context has made (GET_IMAGE_REQUIREMENTS); those
+    /// that nobody has touched cost the host nothing yet.
     pub image_bytes: u64,
-    /// File descriptors of blobs, offers and received items at a time, one for each cross-domain context, and one for each
-    /// read of a host buffer that the VMM, a display or a cursor waits for (two for a dma-buf). The process's own limit must
+    /// File descriptors of blobs, offers, received items and pipes at a time, one for each cross-domain context, and one for
+    /// each read of a host buffer that the VMM, a display or a cursor waits for (two for a dma-buf). The process's own limit must
     /// lie above it.
     pub fds: u64,
     /// Entries of guest memory lists, of one command and of all resources together.
@@ -30,9 +31,11 @@ pub struct Limits {
     pub submit_bytes: u64,
     /// Commands that have been popped and not yet answered, at least 1. At the limit the device stops popping.
     pub commands_in_flight: usize,
-    /// Received descriptors that a context has not yet made blobs of.
+    /// What a context has beside resources: received descriptors that it has not yet made blobs of, eventfds, pipes, layouts
+    /// of images.
     pub items_per_context: usize,
-    /// Bytes that a channel keeps for a host service that does not read. At the limit the channel is closed.
+    /// Bytes that a channel keeps for a host service that does not read, and a pipe for its reader. At the limit the channel is
+    /// closed; a pipe goes on, and what does not fit is answered `ERR_OUT_OF_MEMORY`.
     pub channel_backlog: usize,
     /// How long a placement, the taking back of one, a read, a reset, a pause or the renderer's end may last before what is
     /// stuck is set aside, and how long a display may take over a frame.

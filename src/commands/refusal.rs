@@ -43,7 +43,7 @@ pub(crate) enum Refusal {
     UnknownObject { blob_id: u64 },
     #[error("blob of {size} bytes on a {kind:?} buffer of {len} bytes")]
     Oversize { size: u64, kind: BufferKind, len: u64 },
-    #[error("the context has too many received buffers that it has not used")]
+    #[error("the context has too many items that it has not used")]
     ItemLimit,
     #[error("there is no host-visible window")]
     NoWindow,
