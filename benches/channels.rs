@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use virtio_gpu_uring::testing::{GuestRam, HostPeer, HostService, Prepared, Request};
 use virtio_gpu_uring::{Builder, ChannelType};
 use vm_memory::GuestAddress;
@@ -16,7 +16,7 @@ mod ping_pong;
 mod rig;
 
 use ping_pong::PingPong;
-use rig::{Rig, event, in_full, percentile, pin, signal, wait};
+use rig::{Rig, in_full, percentile, pin, signal, wait};
 
 const CONTEXT: u32 = 1;
 const PAGE: usize = 4096;
@@ -28,7 +28,7 @@ struct Session {
     rig: Rig,
     write: [Prepared; 1],
     poll: [Prepared; 1],
-    /// The service's own descriptors of the two; reads of the first wait.
+    /// The service's own descriptors of the two.
     written: OwnedFd,
     wakes: OwnedFd,
     _peer: HostPeer,
@@ -54,7 +54,7 @@ impl Session {
         let peer = service.accept();
         let poll = [rig.prepare(&Request::submit(CONTEXT, &Request::stream_poll()).fenced(1).on_ring(1))];
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let [written, wakes] = [event(), eventfd(0, flags).expect("an eventfd")];
+        let [written, wakes] = [(); 2].map(|()| eventfd(0, flags).expect("an eventfd"));
         peer.send(b"two", &[std::os::fd::AsFd::as_fd(&written), std::os::fd::AsFd::as_fd(&wakes)]);
         rig.round_trip(&poll);
         let ids = ram.read(GuestAddress(rings[1].1.0 + FIRST_ID), 8);
@@ -70,6 +70,8 @@ impl Session {
     fn out(&mut self) -> Duration {
         let started = Instant::now();
         self.rig.give(&self.write);
+        // As a service waits, whose eventfds do not block.
+        assert_eq!(poll(&mut [PollFd::new(&self.written, PollFlags::IN)], None), Ok(1));
         wait(&self.written);
         let took = started.elapsed();
         self.rig.next();

@@ -72,7 +72,7 @@ pub(super) fn classify(file: BorrowedFd<'_>) -> Result<Found, BufferError> {
 
 /// Asks at first only what the kernel answers by itself: a file of a FUSE daemon would have the device wait for the daemon.
 fn kind(file: BorrowedFd<'_>) -> Result<BufferKind, BufferError> {
-    let kernel_memory = rustix::fs::fcntl_get_seals(file).is_ok() || tells_its_exporter(file);
+    let kernel_memory = rustix::fs::fcntl_get_seals(file).is_ok() || is_named_as_a_dma_buf(file);
     if !kernel_memory {
         return Err(BufferError::Kind { kind: kind_by_link(file) });
     }
@@ -84,10 +84,14 @@ fn kind(file: BorrowedFd<'_>) -> Result<BufferKind, BufferError> {
     }
 }
 
-/// Only dma-bufs say who has exported them (`Documentation/filesystems/proc.rst`).
-fn tells_its_exporter(file: BorrowedFd<'_>) -> bool {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
-    info.is_ok_and(|info| info.lines().any(|line| line.starts_with("exp_name:")))
+/// Whether it may be a dma-buf: only these say who has exported them (`Documentation/filesystems/proc.rst`). That is asked
+/// of what has the name alone, because an epoll's owner can make whoever asks for it wait.
+fn is_named_as_a_dma_buf(file: BorrowedFd<'_>) -> bool {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    name.is_ok_and(|name| name.to_string_lossy().starts_with("/dmabuf:")) && {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
+        info.is_ok_and(|info| info.lines().any(|line| line.starts_with("exp_name:")))
+    }
 }
 
 /// For the message alone: what decides is above.

@@ -2,6 +2,7 @@
 //! The descriptor closes here and nowhere else.
 
 mod classify;
+mod closer;
 pub(crate) mod read;
 
 use std::ops::Deref;
@@ -10,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 pub use classify::BufferError;
+pub(crate) use closer::Closer;
 pub use read::ReadError;
 
 pub use crate::seams::BufferKind;
@@ -50,12 +52,11 @@ impl HostBuffer {
         Ok(Self::new(file, found))
     }
 
-    /// The same for a descriptor that somebody else has sent. One that is refused is on its way to a worker of the ring, which
-    /// the future waits for: the last close of a socket, a device or a file of a daemon may take its time.
-    pub(crate) fn recognise(file: OwnedFd) -> Result<Self, (BufferError, LocalFuture<()>)> {
+    /// The same for a descriptor that somebody else has sent. One that is refused comes back, to be closed by a [`Closer`].
+    pub(crate) fn recognise(file: OwnedFd) -> Result<Self, (BufferError, OwnedFd)> {
         match classify::classify(file.as_fd()) {
             Ok(found) => Ok(Self::new(file, found)),
-            Err(error) => Err((error, close_elsewhere(file))),
+            Err(error) => Err((error, file)),
         }
     }
 
@@ -63,7 +64,7 @@ impl HostBuffer {
     pub(crate) fn allocate(len: u64) -> std::io::Result<Self> {
         let file = memfd_create("virtio-gpu-image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&file, len)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok(Self { file, kind: BufferKind::SharedMemory, len, access: Access::ReadWrite })
     }
 
@@ -82,7 +83,9 @@ impl HostBuffer {
 
     /// Closes the descriptor: at once where that is cheap, else on a worker of the ring, which the future waits for.
     pub(crate) fn close(self) -> Option<LocalFuture<()>> {
-        (self.len >= CLOSE_ELSEWHERE).then(|| close_elsewhere(self.file))
+        // Another owner may have made it larger since.
+        let len = self.current_len().map_or(u64::MAX, |len| len.max(self.len));
+        (len >= CLOSE_ELSEWHERE).then(|| close_elsewhere(self.file))
     }
 
     /// A buffer that claims to be something it may not be: the stand-in for files that a test machine lacks.

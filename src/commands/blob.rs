@@ -84,12 +84,11 @@ impl Gpu {
             return self.create_rendered_blob(context, &create, charge);
         }
         let items = source.and_then(|context| context.items());
+        if let Some(layout) = items.as_ref().and_then(|items| items.image(create.blob_id)) {
+            return self.create_image_blob(&create, layout, charge);
+        }
         let found = match &items {
             Some(items) => match items.get(create.blob_id) {
-                Some(Item::Image(layout)) => {
-                    let layout = *layout;
-                    return self.create_image_blob(&create, layout, charge);
-                }
                 Some(Item::Buffer(buffer)) => Some(buffer),
                 _ => None,
             },
@@ -167,10 +166,13 @@ impl Gpu {
 
     /// A buffer that the renderer has exported, where it is one and large enough.
     fn take_rendered(&mut self, create: &CreateBlob, file: OwnedFd, fd: Charge) -> Result<HeldBuffer, Refusal> {
-        let buffer = HostBuffer::recognise(file).map_err(|(error, closing)| {
-            self.outbox.chores.push(closing);
-            error
-        })?;
+        let buffer = match HostBuffer::recognise(file) {
+            Ok(buffer) => buffer,
+            Err((error, file)) => {
+                self.outbox.quarantine.push(self.closer.close(file, fd));
+                return Err(error.into());
+            }
+        };
         let held = HeldBuffer::new(buffer, fd);
         if let Err(refusal) = fits(create.size, held.kind(), held.len(), self.alignment) {
             self.outbox.chores.extend(held.close());
@@ -234,7 +236,8 @@ impl Gpu {
         }
         let window = self.window.as_ref().ok_or(Refusal::NoWindow)?;
         blob.mapping.begin_map()?;
-        debug!(offset, size = blob.size, "placing");
+        let (kind, access) = (blob.buffer.kind(), blob.buffer.access());
+        debug!(offset, size = blob.size, ?kind, ?access, "placing");
         let work = match window.reserve(offset, blob.size) {
             Ok(range) => range.place(&blob.buffer, blob.size),
             Err(error) => Work::Done(Err(error.into())),

@@ -2,14 +2,16 @@
 //! into the channel ring, and the fence that was waiting for it signals.
 
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 
 use super::{ContextKey, Gpu, Refusal};
 use crate::buffer::{HeldBuffer, HostBuffer};
-use crate::cross_domain::{Bounds, Event, Item, Odd, Read, Readable, Received, WritePipe};
+use crate::cross_domain::{Event, Item, Odd, Read, Readable, Received, WritePipe};
 use crate::limits::{Charge, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::cross_domain::{ChannelType, Identifier, id_type, read, receive};
+
+/// Most descriptors that may wait to be closed before the service that sends them loses its channel.
+const CLOSING: usize = 256;
 
 impl Gpu {
     /// Takes an event of a channel. What comes for a context that is gone is closed.
@@ -21,13 +23,17 @@ impl Gpu {
                 self.counters.fds_received.add(files.len() as u64);
                 let identifiers: Vec<Identifier> = files.into_iter().map(|file| self.item(key, file)).collect();
                 self.deliver_for_credit(key, &receive(&identifiers, &data));
+                if self.closer.pending() > CLOSING {
+                    warn_limited!(?key, "a host service sends what takes too long to close: the channel is closed");
+                    self.end_channel(key);
+                }
             }
             Event::Read(Read { id, data, hang_up }) => {
-                self.counters.items_read.bump();
                 if hang_up && let Some(context) = self.contexts.get_mut(key).and_then(|row| row.cross_domain()) {
                     drop(context.items.take(u64::from(id)).and_then(Item::close));
                 }
-                self.deliver_for_credit(key, &read(id, &data, hang_up));
+                let delivered = self.deliver_for_credit(key, &read(id, &data, hang_up));
+                self.counters.items_read.add(u64::from(delivered));
             }
             Event::End { reason } => {
                 if let Err(error) = reason {
@@ -38,14 +44,16 @@ impl Gpu {
         }
     }
 
-    /// A message, and the fence that waits for one.
-    fn deliver_for_credit(&mut self, key: ContextKey, message: &[u8]) {
-        if self.deliver(key, message) {
+    /// A message, and the fence that waits for one. Where the ring is gone the channel ends.
+    fn deliver_for_credit(&mut self, key: ContextKey, message: &[u8]) -> bool {
+        let delivered = self.deliver(key, message);
+        if delivered {
             self.signal_credits(key, 1);
         } else {
             warn_limited!(?key, "the channel ring is gone or no longer guest memory: the channel is closed");
             self.end_channel(key);
         }
+        delivered
     }
 
     /// The end of a file is a message without data; every fence that still waits has nothing else to wait for.
@@ -54,6 +62,7 @@ impl Gpu {
             context.end();
             self.counters.channels_closed.bump();
         }
+        self.take_behind(key);
         if self.contexts.get_mut(key).is_some_and(|row| !row.credits.is_empty()) {
             self.deliver_end(key);
         }
@@ -95,22 +104,31 @@ impl Gpu {
     }
 
     fn try_item(&mut self, key: ContextKey, file: OwnedFd) -> Result<Identifier, Refusal> {
-        let received = Received::recognise(file).map_err(|Odd { error, closing }| {
-            self.outbox.chores.push(closing);
-            error
-        })?;
+        // Whatever it is, it counts as long as it is open.
         let fd = match self.ledger.charge(Quota::Fds, 1) {
             Ok(fd) => fd,
             Err(reached) => {
-                self.outbox.chores.extend(received.close());
+                match Received::recognise(file) {
+                    Ok(Received::Buffer(buffer)) => self.outbox.chores.extend(buffer.close()),
+                    Ok(Received::Event(_) | Received::WritePipe(_)) => {}
+                    Err(Odd { file, .. }) => self.closer.discard(file),
+                }
                 return Err(reached.into());
+            }
+        };
+        let received = match Received::recognise(file) {
+            Ok(received) => received,
+            Err(Odd { error, file }) => {
+                self.outbox.quarantine.push(self.closer.close(file, fd));
+                return Err(error.into());
             }
         };
         let (item, kind, size) = match received {
             Received::Buffer(buffer) => self.buffer_item(buffer, fd)?,
             Received::Event(file) => (Item::Event(Readable::event(file, fd)), self.event_type(key), 0),
             Received::WritePipe(file) => {
-                let bounds = Bounds { backlog: self.limits.channel_backlog, ledger: Rc::clone(&self.ledger) };
+                let context = self.contexts.get_mut(key).and_then(|row| row.cross_domain());
+                let bounds = context.ok_or(Refusal::ItemLimit)?.bounds();
                 (Item::WritePipe(WritePipe::new(&file, bounds, fd)?), id_type::WRITE_PIPE, 0)
             }
         };
@@ -140,7 +158,13 @@ impl Gpu {
 
     /// Closes the channels of a type, and says how many.
     pub(crate) fn hang_up(&mut self, channel_type: ChannelType) -> usize {
-        self.contexts.iter().filter(|(_, row)| row.hang_up(channel_type)).count()
+        let contexts = self.contexts.iter_mut().filter_map(|row| row.cross_domain());
+        let mut closed = 0;
+        for context in contexts.filter(|context| context.is_of(channel_type)) {
+            closed += usize::from(context.hang_up());
+            self.outbox.chores.append(&mut context.behind);
+        }
+        closed
     }
 
     /// What an eventfd is announced as to this guest.

@@ -2,13 +2,13 @@
 //! Streams of cross-domain contexts are carried out at once, in `stream`; all others go to the renderer.
 
 use std::collections::{HashSet, VecDeque};
+use std::rc::Rc;
 
 use smallvec::smallvec;
 
 use super::{Claim, Claims, FenceState, Gpu, Made, Refusal, Response, Step, Ticket};
-use crate::cross_domain::{self, Items};
+use crate::cross_domain::{self, Bounds, Items};
 use crate::limits::{Charge, Quota};
-use crate::protocol::cross_domain::ChannelType;
 use crate::protocol::features;
 use crate::protocol::wire::command_type::SUBMIT_3D;
 use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
@@ -40,7 +40,7 @@ pub(super) struct Context {
 enum Kind {
     /// Nobody: the guest named no capability set and there is no renderer to choose one.
     Plain,
-    CrossDomain(cross_domain::Context),
+    CrossDomain(Box<cross_domain::Context>),
     Rendered,
 }
 
@@ -54,16 +54,11 @@ impl Context {
     }
 
     pub(super) fn cross_domain(&mut self) -> Option<&mut cross_domain::Context> {
-        self.attached_to_channel().map(|(_, context)| context)
-    }
-
-    /// Closes its channel, where it has one of this type.
-    pub(super) fn hang_up(&self, channel_type: ChannelType) -> bool {
-        matches!(&self.kind, Kind::CrossDomain(context) if context.hang_up(channel_type))
+        self.cross_domain_parts().map(|(_, context)| context)
     }
 
     /// A cross-domain context, and what is attached to it.
-    pub(super) fn attached_to_channel(&mut self) -> Option<(&HashSet<ResourceKey>, &mut cross_domain::Context)> {
+    pub(super) fn cross_domain_parts(&mut self) -> Option<(&HashSet<ResourceKey>, &mut cross_domain::Context)> {
         match &mut self.kind {
             Kind::CrossDomain(context) => Some((&self.resources, context)),
             Kind::Plain | Kind::Rendered => None,
@@ -106,7 +101,10 @@ impl Gpu {
             CAPSET_CROSS_DOMAIN => {
                 let items = Items::new(self.limits.items_per_context);
                 // Charged for its socket from the start, so that INIT cannot run out of descriptors.
-                (Kind::CrossDomain(cross_domain::Context::new(items)), Some(self.ledger.charge(Quota::Fds, 1)?))
+                let fd = self.ledger.charge(Quota::Fds, 1)?;
+                let bounds = Bounds::new(self.limits.channel_backlog, Rc::clone(&self.ledger));
+                let context = cross_domain::Context::new(items, bounds, Rc::clone(&self.closer));
+                (Kind::CrossDomain(Box::new(context)), Some(fd))
             }
             id => return Err(Refusal::UnknownCapset { id }),
         };
@@ -155,7 +153,24 @@ impl Gpu {
         self.outbox.signalled.extend(context.credits);
         self.outbox.signalled.extend(context.rendering);
         if let Kind::CrossDomain(cross_domain) = context.kind {
+            self.outbox.chores.extend(cross_domain.behind);
             self.outbox.chores.extend(cross_domain.items.close());
+        }
+    }
+
+    /// Closes all channels at once, with their eventfds and pipes; a reset goes on from there.
+    pub(super) fn close_channels(&mut self) {
+        for context in self.contexts.iter_mut().filter_map(Context::cross_domain) {
+            self.counters.channels_closed.add(u64::from(context.is_open()));
+            context.end();
+            self.outbox.chores.append(&mut context.behind);
+        }
+    }
+
+    /// Takes up what a context has left to go on by itself.
+    pub(super) fn take_behind(&mut self, key: ContextKey) {
+        if let Some(context) = self.contexts.get_mut(key).and_then(Context::cross_domain) {
+            self.outbox.chores.append(&mut context.behind);
         }
     }
 
@@ -217,8 +232,9 @@ impl Gpu {
         let row = self.contexts.get_mut(key).ok_or(Refusal::UnknownContext { id: context })?;
         match (&row.kind, self.renderer.clone()) {
             (Kind::CrossDomain(_), _) => {
-                self.cross_domain_stream(key, &stream)?;
-                Ok(Step::Done(Response::NoData))
+                let outcome = self.cross_domain_stream(key, &stream);
+                self.take_behind(key);
+                outcome.map(|()| Step::Done(Response::NoData))
             }
             (Kind::Rendered, Some(renderer)) => {
                 let work = Work::Later(renderer.submit(context, stream));

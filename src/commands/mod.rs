@@ -28,8 +28,8 @@ pub(crate) use query::capset_count;
 pub(crate) use refusal::Refusal;
 pub(crate) use turn::Turn;
 
-use crate::buffer::HeldBuffer;
 use crate::buffer::read::Reads;
+use crate::buffer::{Closer, HeldBuffer};
 use crate::cross_domain::{Channel, HostSockets};
 use crate::display::Scanouts;
 use crate::limits::{Ledger, Limits};
@@ -137,6 +137,7 @@ pub(crate) struct Gpu {
     /// The renderer's right to touch guest memory.
     pub(crate) lease: Lease,
     hosts: HostSockets,
+    closer: Rc<Closer>,
     renderer: Option<RendererThread>,
     /// What the renderer has been asked to make and has not made yet.
     making: HashSet<Made>,
@@ -160,7 +161,8 @@ pub(crate) struct Outbox {
     pub(crate) channels: Vec<Channel<ContextKey>>,
     /// Calls of the renderer, and closes of large files, that nobody's answer depends on.
     pub(crate) chores: Vec<LocalFuture<()>>,
-    /// What did not end by its deadline, with everything that it still holds.
+    /// What nobody waits for, not even a reset: what did not end by its deadline, with everything that it still holds, and
+    /// closes of others' descriptors.
     pub(crate) quarantine: Vec<LocalFuture<()>>,
     pub(crate) signalled: Vec<Ticket>,
     /// Fences for the renderer; it signals from its own thread.
@@ -249,6 +251,7 @@ impl Gpu {
             turn: Turn::default(),
             lease: Lease::default(),
             hosts,
+            closer: Rc::default(),
             renderer,
             making: HashSet::new(),
             capsets,

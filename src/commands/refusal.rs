@@ -159,7 +159,7 @@ fn context_code(error: &ContextError) -> ErrorCode {
         ContextError::Write { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
             ErrorCode::InvalidParameter
         }
-        ContextError::Send(SendError::Backlog { .. })
+        ContextError::Send(SendError::Backlog { .. } | SendError::NoRoom(_))
         | ContextError::Full { .. }
         | ContextError::ItemLimit
         | ContextError::Limit(_) => ErrorCode::OutOfMemory,

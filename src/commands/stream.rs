@@ -7,12 +7,13 @@ use zerocopy::IntoBytes;
 
 use super::{ContextKey, Gpu, Refusal};
 use crate::buffer::HeldBuffer;
-use crate::cross_domain::{Bounds, ContextError, Layout, Rings};
+use crate::cross_domain::{ContextError, Layout, Rings};
 use crate::protocol::cross_domain::{Attachment, MIN_RING_LEN, StreamCommand, parse};
 use crate::resource::{Memory, ResourceKey};
 
 impl Gpu {
-    /// Carries a stream out. It is read as a whole first, so that nothing of a malformed one happens.
+    /// Carries a stream out. It is read as a whole first, so that nothing of a malformed one happens; of one with a command
+    /// that is refused, those before it have happened.
     pub(super) fn cross_domain_stream(&mut self, key: ContextKey, stream: &[u8]) -> Result<(), Refusal> {
         for command in parse(stream)? {
             match command {
@@ -29,7 +30,8 @@ impl Gpu {
                 StreamCommand::Watch { id } => self.channel_of(key)?.watch(id)?,
                 StreamCommand::Unwatch { id } => self.channel_of(key)?.unwatch(id)?,
                 StreamCommand::Image { width, height, fourcc, flags } => {
-                    self.lay_out(key, Layout::new(width, height, fourcc, flags).map_err(ContextError::from)?)?;
+                    let layout = Layout::new(width, height, fourcc, flags, self.alignment);
+                    self.lay_out(key, layout.map_err(ContextError::from)?)?;
                 }
             }
         }
@@ -41,7 +43,7 @@ impl Gpu {
     }
 
     fn init(&mut self, key: ContextKey, rings: &Rings) -> Result<(), Refusal> {
-        let Some((attached, context)) = self.contexts.get_mut(key).and_then(|row| row.attached_to_channel()) else {
+        let Some((attached, context)) = self.contexts.get_mut(key).and_then(|row| row.cross_domain_parts()) else {
             return Ok(());
         };
         let resources = &self.resources;
@@ -50,8 +52,7 @@ impl Gpu {
             let Memory::Guest(blob) = &resources.get(key)?.memory else { return None };
             (blob.len() >= MIN_RING_LEN).then_some((key, blob.len()))
         };
-        let bounds = Bounds { backlog: self.limits.channel_backlog, ledger: Rc::clone(&self.ledger) };
-        if let Some(channel) = context.init(rings, ring, &self.hosts, bounds, key)? {
+        if let Some(channel) = context.init(rings, ring, &self.hosts, key)? {
             self.counters.channels_opened.bump();
             self.outbox.channels.push(channel);
         }
@@ -59,7 +60,7 @@ impl Gpu {
     }
 
     fn send(&mut self, key: ContextKey, attachments: &[Attachment], data: &[u8]) -> Result<(), Refusal> {
-        let Some((attached, context)) = self.contexts.get_mut(key).and_then(|row| row.attached_to_channel()) else {
+        let Some((attached, context)) = self.contexts.get_mut(key).and_then(|row| row.cross_domain_parts()) else {
             return Ok(());
         };
         let resources = &self.resources;

@@ -8,13 +8,20 @@ use std::task::{Poll, ready};
 
 use crate::limits::{Charge, Ledger, Quota};
 
-/// What may be kept for a peer that does not read.
+/// What may be kept for the peers of a context that do not read.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
-    /// Most bytes of one peer.
-    pub(crate) backlog: usize,
-    /// What all peers together take of the host's memory.
-    pub(crate) ledger: Rc<Ledger>,
+    most: usize,
+    /// Bytes that are kept for all of them.
+    kept: Rc<Cell<usize>>,
+    ledger: Rc<Ledger>,
+}
+
+impl Bounds {
+    /// At most so many bytes, which count as the host's memory.
+    pub(crate) fn new(most: usize, ledger: Rc<Ledger>) -> Self {
+        Self { most, kept: Rc::default(), ledger }
+    }
 }
 
 /// There is no room for more; nothing of it was kept.
@@ -24,43 +31,64 @@ pub(super) struct Full {
     pub(super) backlog: usize,
 }
 
+/// Room for a piece, given back with the drop.
+pub(super) struct Room {
+    bytes: usize,
+    kept: Rc<Cell<usize>>,
+    _host_bytes: Charge,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.kept.set(self.kept.get() - self.bytes);
+    }
+}
+
 /// A piece, or the rest of one, and what goes with its first byte.
 struct Outgoing<A> {
     data: Vec<u8>,
     sent: usize,
     with: A,
-    _host_bytes: Charge,
+    _room: Room,
 }
 
 /// Pieces in the order in which they go out.
 pub(super) struct Backlog<A> {
     queue: RefCell<VecDeque<Outgoing<A>>>,
-    bytes: Cell<usize>,
     bounds: Bounds,
 }
 
+/// What the bookkeeping of a piece, and of each descriptor that goes with it, takes of the host's memory.
+const BOOKS: usize = 256;
+
 impl<A> Backlog<A> {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { queue: RefCell::default(), bytes: Cell::new(0), bounds }
+        Self { queue: RefCell::default(), bounds }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.queue.borrow().is_empty()
     }
 
-    /// Takes a piece in behind all others.
+    /// Room for so many bytes with so many descriptors.
     ///
     /// # Errors
-    /// The peer's own bound, or the limit of host memory.
-    pub(super) fn keep(&self, data: &[u8], with: A) -> Result<(), Full> {
-        let bytes = self.bytes.get() + cost(data);
-        let charge = self.bounds.ledger.charge(Quota::HostBytes, cost(data) as u64);
-        let Some(charge) = charge.ok().filter(|_| bytes <= self.bounds.backlog) else {
-            return Err(Full { backlog: self.bytes.get() });
-        };
-        self.bytes.set(bytes);
-        self.queue.borrow_mut().push_back(Outgoing { data: data.to_vec(), sent: 0, with, _host_bytes: charge });
-        Ok(())
+    /// The context's bound, or the limit of host memory.
+    pub(super) fn room(&self, bytes: usize, descriptors: usize) -> Result<Room, Full> {
+        let Bounds { most, kept, ledger } = &self.bounds;
+        let bytes = bytes + BOOKS * (1 + descriptors);
+        let full = Full { backlog: kept.get() };
+        let charge = ledger.charge(Quota::HostBytes, bytes as u64).map_err(|_| full)?;
+        if kept.get() + bytes > *most {
+            return Err(full);
+        }
+        kept.set(kept.get() + bytes);
+        Ok(Room { bytes, kept: Rc::clone(kept), _host_bytes: charge })
+    }
+
+    /// Takes a piece in behind all others.
+    pub(super) fn keep(&self, data: &[u8], with: A, room: Room) {
+        self.queue.borrow_mut().push_back(Outgoing { data: data.to_vec(), sent: 0, with, _room: room });
     }
 
     /// Hands pieces to `take`, which says how many bytes of one have gone, until none is left or it takes no more.
@@ -74,30 +102,26 @@ impl<A> Backlog<A> {
         loop {
             let mut queue = self.queue.borrow_mut();
             let Some(front) = queue.front_mut() else { return Poll::Ready(Ok(())) };
-            match ready!(take(&front.data[front.sent..], &mut front.with)) {
-                Ok(sent) => front.sent += sent,
-                Err(error) => {
-                    drop(queue);
-                    self.clear();
-                    return Poll::Ready(Err(error));
+            let error = match ready!(take(&front.data[front.sent..], &mut front.with)) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(sent) => {
+                    front.sent += sent;
+                    if front.sent == front.data.len() {
+                        queue.pop_front();
+                    }
+                    continue;
                 }
-            }
-            if front.sent == front.data.len() {
-                self.bytes.set(self.bytes.get() - cost(&front.data));
-                queue.pop_front();
-            }
+                Err(error) => error,
+            };
+            drop(queue);
+            self.clear();
+            return Poll::Ready(Err(error));
         }
     }
 
     pub(super) fn clear(&self) {
-        self.queue.borrow_mut().clear();
-        self.bytes.set(0);
+        self.queue.take();
     }
-}
-
-/// What a piece takes of the host's memory, its bookkeeping included.
-fn cost(data: &[u8]) -> usize {
-    data.len() + 256
 }
 
 #[cfg(test)]
@@ -108,10 +132,14 @@ mod tests {
     #[test]
     fn a_backlog_never_passes_its_bound_nor_loses_its_order() {
         let ledger = Ledger::new(&Limits::default());
-        let backlog = Backlog::new(Bounds { backlog: 2 * cost(b"abc"), ledger: Rc::clone(&ledger) });
-        backlog.keep(b"abc", 1).expect("room");
-        backlog.keep(b"def", 2).expect("room");
-        assert_eq!(backlog.keep(b"g", 3), Err(Full { backlog: 2 * cost(b"abc") }));
+        let bounds = Bounds::new(2 * (3 + BOOKS), Rc::clone(&ledger));
+        let (backlog, other) = (Backlog::new(bounds.clone()), Backlog::<()>::new(bounds));
+        for (data, with) in [(b"abc", 1), (b"def", 2)] {
+            backlog.keep(data, with, backlog.room(3, 0).expect("room"));
+        }
+        for backlog in [backlog.room(1, 0).err(), other.room(1, 0).err()] {
+            assert_eq!(backlog, Some(Full { backlog: 2 * (3 + BOOKS) }));
+        }
         let mut taken = Vec::new();
         let first = backlog.poll_flush(|data, with| {
             if taken.len() == 4 {
@@ -122,9 +150,10 @@ mod tests {
         });
         assert!(first.is_pending());
         assert_eq!(taken, [(b'a', 1), (b'b', 1), (b'c', 1), (b'd', 2)]);
-        assert_eq!(ledger.used(Quota::HostBytes), cost(b"def") as u64);
-        let gone = backlog.poll_flush(|_, _| Poll::Ready(Err(io::Error::other("gone"))));
+        assert_eq!(ledger.used(Quota::HostBytes), (3 + BOOKS) as u64);
+        let gone = backlog.poll_flush(|_, _| Poll::Ready(Ok(0)));
         assert!(matches!(gone, Poll::Ready(Err(_))) && backlog.is_empty());
         assert_eq!(ledger.used(Quota::HostBytes), 0);
+        assert!(other.room(3 + BOOKS, 0).is_ok());
     }
 }

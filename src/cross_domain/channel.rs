@@ -12,15 +12,16 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
 use futures_util::stream::SelectAll;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
 
 use super::backlog::{Backlog, Bounds, Full};
 use super::pipe::WritePipe;
 use super::readable::{Read, Readable, Reader};
-use crate::buffer::HeldBuffer;
+use crate::buffer::{Closer, HeldBuffer};
 use crate::limits::Charge;
 use crate::protocol::cross_domain::{MAX_IDENTIFIERS, ReadWrite, SendReceive};
 use crate::sys::ring::Readiness;
@@ -41,6 +42,8 @@ pub(crate) enum Event {
 pub(crate) enum SendError {
     #[error("the host service does not read: {backlog} bytes wait for it, and the channel is closed")]
     Backlog { backlog: usize },
+    #[error("the host has no room for the message: {0}")]
+    NoRoom(Errno),
     #[error("the channel is closed")]
     Closed,
 }
@@ -82,6 +85,7 @@ struct Shared {
     readers: RefCell<Vec<Reader>>,
     /// Pipes that have more to write.
     writers: RefCell<Vec<Rc<WritePipe>>>,
+    closer: Rc<Closer>,
 }
 
 /// The context's end of a channel; dropping it closes the socket.
@@ -102,7 +106,13 @@ pub(crate) struct Channel<T> {
 ///
 /// # Errors
 /// Where the runtime cannot watch the socket.
-pub(crate) fn open<T>(socket: OwnedFd, ring: usize, bounds: Bounds, tag: T) -> io::Result<(ChannelHandle, Channel<T>)> {
+pub(crate) fn open<T>(
+    socket: OwnedFd,
+    ring: usize,
+    bounds: Bounds,
+    closer: Rc<Closer>,
+    tag: T,
+) -> io::Result<(ChannelHandle, Channel<T>)> {
     let shared = Rc::new(Shared {
         socket: RefCell::new(Some(Readiness::new(socket)?)),
         backlog: Backlog::new(bounds),
@@ -112,6 +122,7 @@ pub(crate) fn open<T>(socket: OwnedFd, ring: usize, bounds: Bounds, tag: T) -> i
         waker: Cell::new(None),
         readers: RefCell::default(),
         writers: RefCell::default(),
+        closer,
     });
     let channel = Channel { shared: Rc::clone(&shared), tag, readers: SelectAll::new(), socket_first: true };
     Ok((ChannelHandle { shared }, channel))
@@ -124,8 +135,15 @@ impl Shared {
         }
     }
 
+    /// The service sees the end at once. What it has sent and nobody has read goes elsewhere: its last close may take long.
     fn close(&self) {
-        self.socket.take();
+        if let Some(socket) = self.socket.take().map(Readiness::into_inner) {
+            // One that is not connected any more has nothing to be told.
+            let _ = shutdown(&socket, Shutdown::Both);
+            if ioctl_fionread(&socket) != Ok(0) {
+                self.closer.discard(socket);
+            }
+        }
         self.backlog.clear();
         self.readers.take();
         self.writers.take();
@@ -133,15 +151,22 @@ impl Shared {
     }
 
     /// Sends what the service and the readers of pipes take now.
-    fn flush(&self, socket: &Readiness, cx: &mut Context<'_>) {
-        // One that takes nothing any more is found out by reading, after what is still to be read.
-        let _ = self.backlog.poll_flush(|data, with| {
+    ///
+    /// # Errors
+    /// The host has no room for a message that was taken already: without it the stream would have a gap.
+    fn flush(&self, socket: &Readiness, cx: &mut Context<'_>) -> io::Result<()> {
+        self.writers.borrow_mut().retain(|pipe| pipe.poll_flush(cx).is_pending());
+        let flushed = self.backlog.poll_flush(|data, with| {
             socket.poll_write_with(cx, |file| send(file, data, with)).map_ok(|sent| {
                 with.clear();
                 sent
             })
         });
-        self.writers.borrow_mut().retain(|pipe| pipe.poll_flush(cx).is_pending());
+        match flushed {
+            // One that takes nothing any more is found out by reading, after what is still to be read.
+            Poll::Ready(Err(error)) if !has_gone(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -169,12 +194,16 @@ impl ChannelHandle {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The reading side finds out and ends the channel, after it has delivered what is still to be read.
-                Err(_) => return Err(SendError::Closed),
+                Err(error) if has_gone(&error) => return Err(SendError::Closed),
+                Err(error) => return Err(SendError::NoRoom(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
             }
         }
-        if let Err(Full { backlog }) = shared.backlog.keep(rest, with) {
-            self.end(Closing::Overrun);
-            return Err(SendError::Backlog { backlog });
+        match shared.backlog.room(rest.len(), with.len()) {
+            Ok(room) => shared.backlog.keep(rest, with, room),
+            Err(Full { backlog }) => {
+                self.end(Closing::Overrun);
+                return Err(SendError::Backlog { backlog });
+            }
         }
         shared.wake();
         Ok(())
@@ -238,17 +267,18 @@ impl<T: Copy + Unpin> Stream for Channel<T> {
                 });
                 return Poll::Ready(reason.map(|reason| (self.tag, Event::End { reason })));
             };
-            shared.flush(socket, cx);
+            let flushed = shared.flush(socket, cx);
             self.readers.extend(shared.readers.take());
-            if shared.credits.get() == 0 {
-                return Poll::Pending;
-            }
-            match self.poll_event(socket, cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(event) => event,
+            match flushed {
+                Err(error) => Event::End { reason: Err(error) },
+                Ok(()) if shared.credits.get() == 0 => return Poll::Pending,
+                Ok(()) => match self.poll_event(socket, cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(event) => event,
+                },
             }
         };
-        shared.credits.set(shared.credits.get() - 1);
+        shared.credits.set(shared.credits.get().saturating_sub(1));
         if let Event::End { .. } = event {
             shared.close();
         }
@@ -260,8 +290,7 @@ impl<T> Channel<T> {
     /// The next event: the socket and all others take turns where both have something, and these among themselves.
     fn poll_event(&mut self, socket: &Readiness, cx: &mut Context<'_>) -> Poll<Event> {
         for _ in 0..2 {
-            let polled =
-                if self.socket_first { poll_socket(socket, self.shared.ring, cx) } else { self.poll_reader(cx) };
+            let polled = if self.socket_first { self.shared.poll_socket(socket, cx) } else { self.poll_reader(cx) };
             self.socket_first = !self.socket_first;
             if polled.is_ready() {
                 return polled;
@@ -278,13 +307,27 @@ impl<T> Channel<T> {
     }
 }
 
-fn poll_socket(socket: &Readiness, ring: usize, cx: &mut Context<'_>) -> Poll<Event> {
-    let longest = ring - size_of::<SendReceive>();
-    socket.poll_read_with(cx, |file| receive(file, longest)).map(|received| match received {
-        Ok(Some((data, files))) => Event::Message { data, files },
-        Ok(None) => Event::End { reason: Ok(()) },
-        Err(error) => Event::End { reason: Err(error) },
-    })
+impl Shared {
+    /// The service's next message. Descriptors that could not be received end the channel, because nobody could tell which
+    /// of them is missing.
+    fn poll_socket(&self, socket: &Readiness, cx: &mut Context<'_>) -> Poll<Event> {
+        let longest = self.ring - size_of::<SendReceive>();
+        socket.poll_read_with(cx, |file| receive(file, longest)).map(|received| match received {
+            Ok(Received { files, lost: true, .. }) => {
+                files.into_iter().for_each(|file| self.closer.discard(file));
+                let lost = "descriptors of a message were lost: more than 28, or no room in this process";
+                Event::End { reason: Err(io::Error::other(lost)) }
+            }
+            Ok(Received { data, .. }) if data.is_empty() => Event::End { reason: Ok(()) },
+            Ok(Received { data, files, .. }) => Event::Message { data, files },
+            Err(error) => Event::End { reason: Err(error) },
+        })
+    }
+}
+
+/// Whether a peer has closed its end.
+fn has_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected)
 }
 
 fn send(socket: BorrowedFd<'_>, data: &[u8], with: &[Sent]) -> io::Result<usize> {
@@ -298,9 +341,16 @@ fn send(socket: BorrowedFd<'_>, data: &[u8], with: &[Sent]) -> io::Result<usize>
     Ok(sendmsg(socket, &[IoSlice::new(data)], &mut control, flags)?)
 }
 
-/// One message; `None` at the end of the file. Descriptors that could not be received end the channel, because nobody
-/// could tell which of them is missing.
-fn receive(socket: BorrowedFd<'_>, longest: usize) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+/// What one call has received.
+struct Received {
+    /// Nothing at the end of the file.
+    data: Vec<u8>,
+    files: Vec<OwnedFd>,
+    /// There were more descriptors.
+    lost: bool,
+}
+
+fn receive(socket: BorrowedFd<'_>, longest: usize) -> io::Result<Received> {
     let mut data = vec![0; longest];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_IDENTIFIERS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -312,10 +362,8 @@ fn receive(socket: BorrowedFd<'_>, longest: usize) -> io::Result<Option<(Vec<u8>
             files.extend(rights);
         }
     }
-    // The kernel's room for 28 descriptors holds a 29th, for alignment's sake.
-    if message.flags.contains(ReturnFlags::CTRUNC) || files.len() > MAX_IDENTIFIERS {
-        return Err(io::Error::other("descriptors of a message were lost: more than 28, or no room in this process"));
-    }
     data.truncate(message.bytes);
-    Ok((!data.is_empty()).then_some((data, files)))
+    // The kernel's room for 28 descriptors holds a 29th, for alignment's sake.
+    let lost = message.flags.contains(ReturnFlags::CTRUNC) || files.len() > MAX_IDENTIFIERS;
+    Ok(Received { data, files, lost })
 }

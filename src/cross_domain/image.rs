@@ -9,9 +9,6 @@ const LONGEST_SIDE: u32 = 32_768;
 /// What rows begin at a multiple of, in bytes: what GPUs want of a linear image.
 const ROW: u32 = 64;
 
-/// What an image's blob is a multiple of, in bytes: the page of x86-64, and the least that others have.
-const PAGE: u64 = 4096;
-
 /// The one flag that shared memory cannot keep: no CPU may see the image (rutabaga_gfx's `USE_PROTECTED`).
 const PROTECTED: u32 = 1 << 8;
 
@@ -60,11 +57,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Lays an image out.
+    /// Lays an image out in a blob whose size is a multiple of `alignment`.
     ///
     /// # Errors
     /// No such format, a size that is none, or what shared memory is not.
-    pub(crate) fn new(width: u32, height: u32, fourcc: u32, flags: u32) -> Result<Self, ImageError> {
+    pub(crate) fn new(width: u32, height: u32, fourcc: u32, flags: u32, alignment: u64) -> Result<Self, ImageError> {
         let sides = 1..=LONGEST_SIDE;
         if !sides.contains(&width) || !sides.contains(&height) {
             return Err(ImageError::Size { width, height });
@@ -84,7 +81,7 @@ impl Layout {
                 (stride, u32::try_from(layout.size).map_err(|_| too_large)?);
             layout.size += u64::from(stride) * u64::from(height.div_ceil(*down));
         }
-        layout.size = layout.size.next_multiple_of(PAGE);
+        layout.size = layout.size.next_multiple_of(alignment);
         Ok(layout)
     }
 
@@ -107,8 +104,10 @@ impl Layout {
 mod tests {
     use super::*;
 
+    const PAGE: u64 = 4096;
+
     fn layout(width: u32, height: u32, code: &[u8; 4]) -> Result<Layout, ImageError> {
-        Layout::new(width, height, u32::from_le_bytes(*code), 0)
+        Layout::new(width, height, u32::from_le_bytes(*code), 0, PAGE)
     }
 
     #[test]
@@ -134,6 +133,6 @@ mod tests {
             assert_eq!(layout(width, height, b"XR24"), Err(ImageError::Size { width, height }));
         }
         assert!(matches!(layout(1, 1, b"ABCD"), Err(ImageError::Format { .. })));
-        assert_eq!(Layout::new(1, 1, u32::from_le_bytes(*b"XR24"), PROTECTED), Err(ImageError::Protected));
+        assert_eq!(Layout::new(1, 1, u32::from_le_bytes(*b"XR24"), PROTECTED, PAGE), Err(ImageError::Protected));
     }
 }

@@ -23,10 +23,11 @@ pub(crate) use pipe::WritePipe;
 pub(crate) use readable::{Read, Readable};
 pub(crate) use received::{Odd, Received};
 
-use crate::buffer::HeldBuffer;
+use crate::buffer::{Closer, HeldBuffer};
 use crate::limits::{Ledger, LimitReached, Quota};
 use crate::protocol::cross_domain::{Attachment, Capabilities, ChannelType, Dialect, ImageRequirements, MIN_RING_LEN};
 use crate::resource::ResourceKey;
+use crate::seams::LocalFuture;
 use pipe::WriteError;
 
 /// As much of a ring as is used, however long it is.
@@ -80,6 +81,10 @@ pub(crate) enum ContextError {
 /// A cross-domain context.
 pub(crate) struct Context {
     pub(crate) items: Items,
+    /// What goes on behind the commands that began it, for the device task to poll.
+    pub(crate) behind: Vec<LocalFuture<()>>,
+    bounds: Bounds,
+    closer: Rc<Closer>,
     /// Of the last INIT.
     dialect: Dialect,
     /// Where answers to queries go.
@@ -108,8 +113,21 @@ pub(crate) struct Rings {
 }
 
 impl Context {
-    pub(crate) fn new(items: Items) -> Self {
-        Self { items, dialect: Dialect::Rutabaga, query_ring: None, link: Link::Fresh }
+    pub(crate) fn new(items: Items, bounds: Bounds, closer: Rc<Closer>) -> Self {
+        Self {
+            items,
+            behind: Vec::new(),
+            bounds,
+            closer,
+            dialect: Dialect::Rutabaga,
+            query_ring: None,
+            link: Link::Fresh,
+        }
+    }
+
+    /// What may be kept for its peers.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds.clone()
     }
 
     /// Connects the context to its host service.
@@ -124,7 +142,6 @@ impl Context {
         rings: &Rings,
         ring: impl Fn(u32) -> Option<(ResourceKey, u64)>,
         hosts: &HostSockets,
-        bounds: Bounds,
         tag: T,
     ) -> Result<Option<Channel<T>>, ContextError> {
         if !matches!(self.link, Link::Fresh) {
@@ -138,7 +155,7 @@ impl Context {
             let (key, len) = ring(rings.channel).ok_or(ContextError::NotARing { id: rings.channel })?;
             let socket = hosts.connect(rings.channel_type)?;
             let used = usize::try_from(len).unwrap_or(MAX_RING).min(MAX_RING);
-            let (handle, channel) = channel::open(socket, used, bounds, tag)?;
+            let (handle, channel) = channel::open(socket, used, self.bounds(), Rc::clone(&self.closer), tag)?;
             self.link = Link::Open { handle, ring: key, channel_type: rings.channel_type };
             Some(channel)
         };
@@ -177,7 +194,8 @@ impl Context {
             if outcome.is_ok() {
                 self.items.insert_pipe(pipe);
             } else {
-                pipe.close();
+                // Nobody has written to it.
+                drop(pipe.close());
             }
         }
         outcome
@@ -189,27 +207,24 @@ impl Context {
     /// No such item, or data that it does not take now, nor keep.
     pub(crate) fn write(&mut self, id: u32, data: &[u8], hang_up: bool) -> Result<(), ContextError> {
         let outcome = self.write_item(id, data, hang_up);
-        if hang_up && !matches!(outcome, Err(ContextError::NoSuchItem { .. })) {
-            match self.items.take(u64::from(id)) {
-                // What it has taken already still goes to its reader.
-                Some(Item::WritePipe(_)) | None => {}
-                Some(item) => drop(item.close()),
-            }
+        if hang_up {
+            self.behind.extend(self.items.hang_up(id));
         }
         outcome
     }
 
-    fn write_item(&self, id: u32, data: &[u8], hang_up: bool) -> Result<(), ContextError> {
+    fn write_item(&mut self, id: u32, data: &[u8], hang_up: bool) -> Result<(), ContextError> {
         match self.items.get(u64::from(id)) {
             Some(Item::Event(_) | Item::ReadPipe(_)) if hang_up && data.is_empty() => Ok(()),
             Some(Item::Event(event)) => {
                 let count = data.try_into().map_err(|_| ContextError::Count { len: data.len() })?;
-                event.add(u64::from_le_bytes(count)).map_err(|source| ContextError::Write { id, source })
+                let waits = event.add(u64::from_le_bytes(count));
+                self.behind.extend(waits.map_err(|source| ContextError::Write { id, source })?);
+                Ok(())
             }
             Some(Item::WritePipe(pipe)) => match pipe.write(data) {
-                Ok(false) => Ok(()),
-                Ok(true) => {
-                    if let Link::Open { handle, .. } = &self.link {
+                Ok(more) => {
+                    if let (true, Link::Open { handle, .. }) = (more, &self.link) {
                         handle.flush(pipe);
                     }
                     Ok(())
@@ -243,7 +258,7 @@ impl Context {
             return Err(ContextError::Dialect);
         }
         self.event(id)?;
-        drop(self.items.take(u64::from(id)).and_then(Item::close));
+        self.behind.extend(self.items.take(u64::from(id)).and_then(Item::close));
         Ok(())
     }
 
@@ -257,16 +272,12 @@ impl Context {
     /// What an image would be like; blobs can be made after it from now on.
     ///
     /// # Errors
-    /// No INIT yet, or too many items.
+    /// No INIT yet.
     pub(crate) fn image(&mut self, layout: Layout) -> Result<ImageRequirements, ContextError> {
         if self.query_ring.is_none() {
             return Err(ContextError::NoChannel);
         }
-        let id = match self.items.image(&layout) {
-            Some(id) => id,
-            None => self.items.insert(Item::Image(layout)).map_err(|_| ContextError::ItemLimit)?,
-        };
-        Ok(layout.requirements(id))
+        Ok(layout.requirements(self.items.image_id(layout)))
     }
 
     /// What an eventfd is announced as.
@@ -279,12 +290,18 @@ impl Context {
         self.query_ring
     }
 
-    /// Closes the host socket at once, where it is one of this type. The guest hears of it when its channel is polled.
-    pub(crate) fn hang_up(&self, wanted: ChannelType) -> bool {
-        match &self.link {
-            Link::Open { handle, channel_type, .. } if *channel_type == wanted => handle.hang_up(),
-            _ => false,
-        }
+    /// Whether its channel, open or not yet heard to have ended, is of this type.
+    pub(crate) fn is_of(&self, wanted: ChannelType) -> bool {
+        matches!(self.link, Link::Open { channel_type, .. } if channel_type == wanted)
+    }
+
+    /// Closes the host socket at once, and what came and went through it; false where that was done already. The guest hears
+    /// of it when its channel is polled.
+    pub(crate) fn hang_up(&mut self) -> bool {
+        let Link::Open { handle, .. } = &self.link else { return false };
+        let open = handle.hang_up();
+        self.behind.extend(self.items.close_ends());
+        open
     }
 
     /// Whether a host service is at the other end.
@@ -303,10 +320,11 @@ impl Context {
         }
     }
 
-    /// The channel has ended; its socket is closed already.
+    /// The channel ends: its socket, and the eventfds and pipes that came and went through it, close at once.
     pub(crate) fn end(&mut self) {
         if let Link::Open { ring, .. } = self.link {
             self.link = Link::Ended { ring };
+            self.behind.extend(self.items.close_ends());
         }
     }
 

@@ -32,9 +32,8 @@ pub(super) enum WriteError {
 
 /// The end of a pipe that a guest writes.
 pub(crate) struct WritePipe {
-    file: RefCell<Option<Readiness>>,
+    file: RefCell<Option<(Readiness, Charge)>>,
     backlog: Backlog<()>,
-    _fd: Charge,
 }
 
 impl WritePipe {
@@ -45,17 +44,19 @@ impl WritePipe {
     pub(crate) fn new(file: &OwnedFd, bounds: Bounds, fd: Charge) -> io::Result<Rc<Self>> {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let own = rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty())?;
-        let file = RefCell::new(Some(Readiness::new(own)?));
-        Ok(Rc::new(Self { file, backlog: Backlog::new(bounds), _fd: fd }))
+        let file = RefCell::new(Some((Readiness::new(own)?, fd)));
+        Ok(Rc::new(Self { file, backlog: Backlog::new(bounds) }))
     }
 
     /// Writes what the pipe takes now, and keeps the rest; true where there is a rest to be [flushed](Self::poll_flush).
     ///
     /// # Errors
-    /// The reader does not read, or has gone. Nothing of the data is kept then.
+    /// The reader does not read, or has gone. Nothing of the data is written or kept then.
     pub(super) fn write(&self, data: &[u8]) -> Result<bool, WriteError> {
         let file = self.file.borrow();
-        let file = file.as_ref().ok_or_else(|| WriteError::Io(Errno::PIPE.into()))?;
+        let (file, _) = file.as_ref().ok_or_else(|| WriteError::Io(Errno::PIPE.into()))?;
+        // Before the first byte is written: a guest that is refused may write all of it again.
+        let room = self.backlog.room(data.len(), 0).map_err(WriteError::Full)?;
         let mut rest = data;
         if self.backlog.is_empty() {
             match write_to_pipe(file, data) {
@@ -67,14 +68,14 @@ impl WritePipe {
         if rest.is_empty() {
             return Ok(false);
         }
-        self.backlog.keep(rest, ()).map_err(WriteError::Full)?;
+        self.backlog.keep(rest, (), room);
         Ok(true)
     }
 
     /// Ready when nothing is left to write; a reader that has gone gets nothing.
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
         let file = self.file.borrow();
-        let Some(file) = file.as_ref() else { return Poll::Ready(()) };
+        let Some((file, _)) = file.as_ref() else { return Poll::Ready(()) };
         let flushed = self.backlog.poll_flush(|data, ()| file.poll_write_with(cx, |_| write_to_pipe(file, data)));
         flushed.map(drop)
     }

@@ -1,20 +1,23 @@
 //! What the host reads for a guest: eventfds, and pipes whose other end a host service writes. Whoever is on the other side
-//! of an eventfd shares its file description, so its flags are left alone and nothing here relies on them.
+//! of an eventfd shares its file description, so its flags are left alone. Reads never wait, whatever the flags are. A write
+//! looks at them first: only an owner that changes them at that very moment, and leaves no room, makes it wait.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, read, write};
 
 use crate::limits::Charge;
-use crate::sys::ring::Readiness;
+use crate::seams::LocalFuture;
+use crate::sys::ring::{self, Readiness};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -22,10 +25,10 @@ enum Kind {
     Pipe,
 }
 
-/// How the descriptor is held.
+/// How the descriptor is held, and its place among the device's.
 enum File {
-    Idle(OwnedFd),
-    Watched(Readiness),
+    Idle(OwnedFd, Charge),
+    Watched { file: Readiness, _fd: Charge },
     Closed,
 }
 
@@ -34,8 +37,16 @@ pub(crate) struct Readable {
     kind: Kind,
     file: RefCell<File>,
     waker: Cell<Option<Waker>>,
-    _fd: Charge,
+    /// What is still to be added by a write that may wait, and whether there is one.
+    adding: Cell<u64>,
+    is_adding: Cell<bool>,
 }
+
+/// How long a write may wait whose eventfd the guest has given up.
+const LAST_WRITE: Duration = Duration::from_millis(100);
+
+/// Between two looks at a write, and two attempts to give it up.
+const GIVING_UP: Duration = Duration::from_millis(1);
 
 /// What was read for a guest.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,25 +71,48 @@ impl Readable {
     }
 
     fn new(kind: Kind, file: OwnedFd, fd: Charge) -> Rc<Self> {
-        Rc::new(Self { kind, file: RefCell::new(File::Idle(file)), waker: Cell::new(None), _fd: fd })
+        Rc::new(Self {
+            kind,
+            file: RefCell::new(File::Idle(file, fd)),
+            waker: Cell::new(None),
+            adding: Cell::new(0),
+            is_adding: Cell::new(false),
+        })
     }
 
-    /// Adds to an eventfd's counter, without ever waiting.
+    /// Adds to an eventfd's counter: at once where writes to it do not wait. Where they do, elsewhere, in the future, with all
+    /// that is added meanwhile.
     ///
     /// # Errors
     /// `InvalidInput` for 2^64 - 1; `WouldBlock` where the counter has no room.
-    pub(crate) fn add(&self, count: u64) -> io::Result<()> {
+    pub(super) fn add(self: &Rc<Self>, count: u64) -> io::Result<Option<LocalFuture<()>>> {
+        if count == u64::MAX {
+            return Err(Errno::INVAL.into());
+        }
         let file = self.file.borrow();
         let file = match &*file {
-            File::Idle(file) => file.as_fd(),
-            File::Watched(file) => file.as_fd(),
+            File::Idle(file, _) => file.as_fd(),
+            File::Watched { file, .. } => file.as_fd(),
             File::Closed => return Err(Errno::BADF.into()),
         };
-        if !rustix::fs::fcntl_getfl(file)?.contains(OFlags::NONBLOCK) && would_wait(file, count) {
-            return Err(Errno::AGAIN.into());
+        if rustix::fs::fcntl_getfl(file)?.contains(OFlags::NONBLOCK) {
+            rustix::io::retry_on_intr(|| write(file, &count.to_ne_bytes()))?;
+            return Ok(None);
         }
-        rustix::io::retry_on_intr(|| write(file, &count.to_ne_bytes()))?;
-        Ok(())
+        self.adding.set(self.adding.get().saturating_add(count).min(u64::MAX - 1));
+        if self.is_adding.get() {
+            return Ok(None);
+        }
+        let file = Arc::new(file.try_clone_to_owned()?);
+        self.is_adding.set(true);
+        let this = Rc::clone(self);
+        Ok(Some(Box::pin(async move {
+            while let sum @ 1.. = this.adding.take() {
+                // One that was given up has nobody left to be told.
+                let _ = ring::add(Arc::clone(&file), sum).await;
+            }
+            this.is_adding.set(false);
+        })))
     }
 
     /// Begins to watch it, for a channel to read when the guest has asked for a message: at most `longest` bytes at a time.
@@ -88,10 +122,10 @@ impl Readable {
     pub(super) fn watch(self: &Rc<Self>, id: u32, longest: usize) -> io::Result<Reader> {
         let mut file = self.file.borrow_mut();
         match std::mem::replace(&mut *file, File::Closed) {
-            File::Idle(idle) => match Readiness::for_reading(idle) {
-                Ok(watched) => *file = File::Watched(watched),
+            File::Idle(idle, fd) => match Readiness::for_reading(idle) {
+                Ok(watched) => *file = File::Watched { file: watched, _fd: fd },
                 Err((idle, error)) => {
-                    *file = File::Idle(idle);
+                    *file = File::Idle(idle, fd);
                     return Err(error);
                 }
             },
@@ -103,18 +137,49 @@ impl Readable {
         Ok(Reader { id, of: Rc::clone(self), longest })
     }
 
-    /// Closes the descriptor at once, whoever else holds this.
-    pub(super) fn close(&self) {
-        self.file.replace(File::Closed);
+    /// Closes the descriptor when a write that waits has ended, or cannot go on for want of room; at once without one.
+    pub(super) fn leave(self: &Rc<Self>) -> Option<LocalFuture<()>> {
+        if !self.is_adding.get() {
+            return self.close();
+        }
+        let this = Rc::clone(self);
+        Some(Box::pin(async move {
+            let begun = Instant::now();
+            while this.is_adding.get() && begun.elapsed() < LAST_WRITE {
+                tokio::time::sleep(GIVING_UP).await;
+            }
+            if let Some(giving_up) = this.close() {
+                giving_up.await;
+            }
+        }))
+    }
+
+    /// Closes the descriptor at once, whoever else holds this. A write that waits is given up, which the future waits for.
+    pub(super) fn close(self: &Rc<Self>) -> Option<LocalFuture<()>> {
+        self.adding.set(0);
+        let file = match self.file.replace(File::Closed) {
+            File::Idle(file, _) => Some(file),
+            File::Watched { file, .. } => Some(file.into_inner()),
+            File::Closed => None,
+        };
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+        let file = Arc::new(file.filter(|_| self.is_adding.get())?);
+        let this = Rc::clone(self);
+        Some(Box::pin(async move {
+            while this.is_adding.get() {
+                // One that no worker has taken up yet is not found.
+                let _ = ring::give_up(Arc::clone(&file)).await;
+                tokio::time::sleep(GIVING_UP).await;
+            }
+        }))
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, longest: usize) -> Poll<Option<io::Result<Vec<u8>>>> {
         self.waker.set(Some(cx.waker().clone()));
         let file = self.file.borrow();
-        let File::Watched(file) = &*file else { return Poll::Ready(None) };
+        let File::Watched { file, .. } = &*file else { return Poll::Ready(None) };
         let mut data = vec![0; if self.kind == Kind::Event { size_of::<u64>() } else { longest }];
         let len = file.poll_read_with(cx, |file| match self.kind {
             // Without waiting, whatever the flags that its owner has given it.
@@ -128,19 +193,6 @@ impl Readable {
             }))
         })
     }
-}
-
-/// Whether a write would wait for somebody to read. The guest's writes come one after the other, so only another owner could
-/// fill the counter meanwhile.
-fn would_wait(file: BorrowedFd<'_>, count: u64) -> bool {
-    if count <= 1 {
-        // Room for one more is what an eventfd's readiness says.
-        return poll(&mut [PollFd::new(&file, PollFlags::OUT)], Some(&Timespec::default())) != Ok(1);
-    }
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap_or_default();
-    let has = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
-    let has = has.and_then(|has| u64::from_str_radix(has.trim(), 16).ok());
-    has.and_then(|has| has.checked_add(count)).is_none_or(|sum| sum == u64::MAX)
 }
 
 /// Reads one after the other, until the descriptor is closed here or at the other end.
@@ -159,7 +211,8 @@ impl Stream for Reader {
             let data = read?.unwrap_or_default();
             let hang_up = data.is_empty();
             if hang_up {
-                self.of.close();
+                // Nobody writes to what has ended.
+                drop(self.of.close());
             }
             Some(Read { id, data, hang_up })
         })
@@ -179,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_eventfd_that_blocks_never_keeps_a_read_or_a_write_waiting() {
+    fn an_eventfd_never_keeps_a_read_or_a_write_waiting_whatever_its_flags() {
         tokio_uring::start(async {
             for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
                 let file = eventfd(0, flags).expect("eventfd");
@@ -187,23 +240,45 @@ mod tests {
                 let event = Readable::event(file, charge());
                 let mut reader = event.watch(7, 4096).expect("watched");
                 assert!(reader.next().now_or_never().is_none(), "nothing to read");
-                event.add(u64::MAX - 1).expect("the counter is full now");
-                assert_eq!(event.add(1).expect_err("no room").kind(), io::ErrorKind::WouldBlock);
-                assert_eq!(event.add(u64::MAX).expect_err("no count").kind(), refused(flags));
+                if let Some(adding) = event.add(u64::MAX - 1).expect("a count") {
+                    adding.await;
+                }
+                assert_eq!(event.add(u64::MAX).map(drop).expect_err("no count").kind(), io::ErrorKind::InvalidInput);
+                let adding = match event.add(1) {
+                    Ok(adding) => adding,
+                    Err(error) => {
+                        assert_eq!(
+                            (error.kind(), flags.contains(EventfdFlags::NONBLOCK)),
+                            (io::ErrorKind::WouldBlock, true)
+                        );
+                        None
+                    }
+                };
                 let read = reader.next().await.expect("a read");
                 assert_eq!((read.id, read.data, read.hang_up), (7, (u64::MAX - 1).to_ne_bytes().to_vec(), false));
+                if let Some(adding) = adding {
+                    adding.await;
+                    assert_eq!(reader.next().await.expect("a read").data, 1u64.to_ne_bytes());
+                }
                 assert!(reader.next().now_or_never().is_none(), "read already");
-                assert_eq!(
-                    rustix::fs::fcntl_getfl(&other).expect("flags").contains(OFlags::NONBLOCK),
-                    flags.contains(EventfdFlags::NONBLOCK)
-                );
+                let now = rustix::fs::fcntl_getfl(&other).expect("flags");
+                assert_eq!(now.contains(OFlags::NONBLOCK), flags.contains(EventfdFlags::NONBLOCK));
             }
         });
     }
 
-    /// One that blocks is not asked for what it would never take.
-    fn refused(flags: EventfdFlags) -> io::ErrorKind {
-        if flags.contains(EventfdFlags::NONBLOCK) { io::ErrorKind::InvalidInput } else { io::ErrorKind::WouldBlock }
+    #[test]
+    fn a_write_that_waits_never_outlives_its_eventfd() {
+        tokio_uring::start(async {
+            let event = Readable::event(eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"), charge());
+            event.add(u64::MAX - 1).expect("a count").expect("elsewhere").await;
+            let adding = event.add(1).expect("a count").expect("elsewhere");
+            assert!(event.add(1).expect("a count").is_none(), "with the one before");
+            let adding = tokio_uring::spawn(adding);
+            tokio::task::yield_now().await;
+            event.close().expect("a write that waits").await;
+            tokio::time::timeout(std::time::Duration::from_secs(10), adding).await.expect("ended").expect("no panic");
+        });
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::OFlags;
 
 use crate::buffer::{BufferError, HostBuffer};
-use crate::seams::LocalFuture;
 
 /// A descriptor that was recognised.
 pub(crate) enum Received {
@@ -15,10 +14,10 @@ pub(crate) enum Received {
     WritePipe(OwnedFd),
 }
 
-/// One that is of no use to a guest; it is on its way to be closed, which the future waits for.
+/// One that is of no use to a guest, to be closed.
 pub(crate) struct Odd {
     pub(crate) error: BufferError,
-    pub(crate) closing: LocalFuture<()>,
+    pub(crate) file: OwnedFd,
 }
 
 impl Received {
@@ -29,15 +28,7 @@ impl Received {
         match name.as_deref() {
             Ok("anon_inode:[eventfd]") => Ok(Self::Event(file)),
             Ok(name) if name.starts_with("pipe:[") && is_for_writing(&file) => Ok(Self::WritePipe(file)),
-            _ => HostBuffer::recognise(file).map(Self::Buffer).map_err(|(error, closing)| Odd { error, closing }),
-        }
-    }
-
-    /// Closes it unused, as [`HostBuffer::close`].
-    pub(crate) fn close(self) -> Option<LocalFuture<()>> {
-        match self {
-            Self::Buffer(buffer) => buffer.close(),
-            Self::Event(_) | Self::WritePipe(_) => None,
+            _ => HostBuffer::recognise(file).map(Self::Buffer).map_err(|(error, file)| Odd { error, file }),
         }
     }
 }

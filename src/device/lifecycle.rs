@@ -123,7 +123,10 @@ fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, messa
             Err(error) => drop(reply.send(Err(error))),
         },
         Control::Exported { uuid, reply } => drop(reply.send(pipeline.gpu().exported(&uuid))),
-        Control::HangUp { channel_type, reply } => drop(reply.send(pipeline.gpu().hang_up(channel_type))),
+        Control::HangUp { channel_type, reply } => {
+            let _ = reply.send(pipeline.gpu().hang_up(channel_type));
+            pipeline.take_outbox();
+        }
         Control::Notify => pipeline.config_changed(),
         Control::Resume { reply } => {
             pipeline.resume();

@@ -11,6 +11,9 @@ pub const MAX_IDENTIFIERS: usize = 28;
 /// A ring blob is at least this long, in bytes.
 pub const MIN_RING_LEN: u64 = 4096;
 
+/// Most commands of one stream, so that none keeps the device busy for long. Guests send one or two.
+pub const MAX_COMMANDS: usize = 256;
+
 /// Commands of the stream.
 #[allow(missing_docs, reason = "the protocol's own names say it all")]
 pub mod command {
@@ -224,6 +227,8 @@ pub(crate) enum StreamError {
     Truncated { rest: usize },
     #[error("command {cmd} of {size} bytes, {rest} are left of the stream")]
     Size { cmd: u8, size: usize, rest: usize },
+    #[error("more than {MAX_COMMANDS} commands")]
+    Commands,
     #[error("command {cmd} is not served")]
     Unknown { cmd: u8 },
     #[error("{count} identifiers, {MAX_IDENTIFIERS} at most")]
@@ -245,6 +250,9 @@ pub(crate) fn parse(mut stream: &[u8]) -> Result<Vec<StreamCommand<'_>>, StreamE
             StreamHeader::read_from_prefix(stream).map_err(|_| StreamError::Truncated { rest: stream.len() })?;
         let (cmd, size) = (header.cmd, usize::from(header.cmd_size.get()));
         let malformed = StreamError::Size { cmd, size, rest: stream.len() };
+        if commands.len() == MAX_COMMANDS {
+            return Err(StreamError::Commands);
+        }
         if size < size_of::<StreamHeader>() {
             return Err(malformed);
         }
@@ -415,6 +423,8 @@ mod tests {
         assert_eq!(parse(&[3, 0, 8]), Err(StreamError::Truncated { rest: 3 }));
         assert_eq!(parse(&header(200, 8)), Err(StreamError::Unknown { cmd: 200 }));
         assert_eq!(parse(&[]), Ok(vec![]));
+        assert_eq!(parse(&command(3, &[]).repeat(256)).map(|commands| commands.len()), Ok(256));
+        assert_eq!(parse(&command(3, &[]).repeat(257)), Err(StreamError::Commands));
     }
 
     #[test]

@@ -59,6 +59,10 @@ impl<K: Key, T> Table<K, T> {
         self.rows.values().map(|(id, row)| (*id, row))
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.rows.values_mut().map(|(_, row)| row)
+    }
+
     /// Takes all rows out.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.keys.clear();

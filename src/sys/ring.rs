@@ -103,6 +103,28 @@ pub(crate) fn close(file: OwnedFd) -> impl Future<Output = io::Result<()>> {
     unsafe { submit((), entry) }
 }
 
+/// Adds to an eventfd's counter on a worker thread of the ring, which may wait until somebody reads it.
+///
+/// # Errors
+/// What `write` answers; `Interrupted` and others where it was [given up](give_up).
+pub(crate) fn add(event: Arc<OwnedFd>, count: u64) -> impl Future<Output = io::Result<()>> {
+    let bytes = Box::new(count.to_ne_bytes());
+    let entry = opcode::Write::new(types::Fd(event.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32).build();
+    // SAFETY: the operation keeps the descriptor open and the bytes where they are, on the heap, until it has completed.
+    unsafe { submit((event, bytes), entry.flags(squeue::Flags::ASYNC)) }
+}
+
+/// Ends operations of the ring on a file, but for those that no worker has taken up yet.
+///
+/// # Errors
+/// `NotFound` where there are none.
+pub(crate) fn give_up(file: Arc<OwnedFd>) -> impl Future<Output = io::Result<()>> {
+    let all = types::CancelBuilder::fd(types::Fd(file.as_raw_fd())).all();
+    let entry = opcode::AsyncCancel2::new(all).build();
+    // SAFETY: the operation names the descriptor, which it keeps open until it has completed.
+    unsafe { submit(file, entry) }
+}
+
 /// A descriptor whose owner promises that it stays the same: the only kind that may be registered.
 struct Owned<T>(T, RawFd);
 
@@ -264,6 +286,23 @@ mod tests {
             let closed = tokio::time::timeout(std::time::Duration::from_secs(10), close(left.into()));
             closed.await.expect("submitted beside the busy task").expect("closed");
             busy.abort();
+        });
+    }
+
+    #[test]
+    fn a_write_that_waits_for_its_reader_never_outlives_being_given_up() {
+        tokio_uring::start(async {
+            let event = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
+            add(Arc::new(event.try_clone().expect("duplicate")), u64::MAX - 1).await.expect("room");
+            let waiting = add(Arc::new(event.try_clone().expect("duplicate")), 1);
+            let mut waiting = std::pin::pin!(waiting);
+            let soon = std::time::Duration::from_millis(20);
+            assert!(tokio::time::timeout(soon, &mut waiting).await.is_err(), "there is no room");
+            give_up(Arc::new(event)).await.expect("found");
+            tokio::time::timeout(std::time::Duration::from_secs(10), waiting)
+                .await
+                .expect("ended")
+                .expect_err("given up");
         });
     }
 

@@ -130,7 +130,7 @@ fn a_check_that_comes_too_late_never_leaves_the_buffer_or_blocks_the_range_for_g
 #[test]
 fn a_check_that_takes_too_long_never_leaves_the_buffer_in_the_window() {
     let (check, questions, answers) = asked();
-    let mut setup = patient(Duration::from_millis(20), Builder::new(), check);
+    let mut setup = patient(Duration::from_millis(300), Builder::new(), check);
     let file = memfd("checked-long", PAGE);
     setup.blob_of(7, dma_buf(&file, PAGE), PAGE);
     setup.refused(&Request::map(7, 0), ERR_UNSPEC);
