@@ -6,6 +6,7 @@ mod gaps;
 mod live;
 mod modetest;
 mod pictures;
+mod pipewire;
 mod refused;
 mod served;
 mod shown;

@@ -52,7 +52,7 @@ const DMA_BUF: &str = "/dmabuf:";
 pub(crate) struct Vm {
     child: Child,
     lines: Receiver<Line>,
-    heard: Heard,
+    pub(crate) heard: Heard,
 }
 
 /// Where a line came from.
@@ -77,7 +77,7 @@ pub(crate) struct Ended {
 }
 
 /// What the lab hands to this program in its environment.
-fn given(name: &str) -> PathBuf {
+pub(crate) fn given(name: &str) -> PathBuf {
     std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: see tests/lab/checks")).into()
 }
 
@@ -92,9 +92,14 @@ fn kernel() -> PathBuf {
 impl Vm {
     /// Boots a guest that runs `commands` and powers off. `options` are the VMM's.
     pub(crate) fn start(options: &[&str], commands: &str) -> Self {
+        Self::boot(&given("LAB_INITRD"), options, commands)
+    }
+
+    /// The same, with an initramfs that has more in it than others need.
+    pub(crate) fn boot(initramfs: &Path, options: &[&str], commands: &str) -> Self {
         let run = base64::engine::general_purpose::STANDARD.encode(format!("{PRELUDE}{commands}"));
         let mut vmm = Command::new(given("LAB_VMM"));
-        vmm.arg("--kernel").arg(kernel()).arg("--initrd").arg(given("LAB_INITRD"));
+        vmm.arg("--kernel").arg(kernel()).arg("--initrd").arg(initramfs);
         vmm.arg("--cmdline").arg(format!("quiet iomem=relaxed {EMULATED} lab.run={run}")).args(options);
         vmm.env_remove("RUST_LOG").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = vmm.spawn().expect("the VMM");
@@ -129,6 +134,11 @@ impl Vm {
     pub(crate) fn tell(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{line}").expect("a VMM that listens");
+    }
+
+    /// Takes what has been said, and does not wait.
+    pub(crate) fn listen(&mut self) {
+        self.lines.try_iter().for_each(|line| self.heard.take(line));
     }
 
     /// Waits until `count` lines that begin like this have been said, and answers with the last of them.
@@ -193,14 +203,23 @@ impl Vm {
 
     /// How many dma-bufs the VMM has open, and how many mapped.
     fn dma_bufs(&self) -> (usize, usize) {
-        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the VMM's descriptors");
-        let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
-        let open = links.filter(|link| link.to_string_lossy().contains(DMA_BUF)).count();
+        let open = open_files(self.id()).iter().filter(|file| file.contains(DMA_BUF)).count();
         (open, self.maps().lines().filter(|line| line.contains(DMA_BUF)).count())
     }
 
-    fn maps(&self) -> String {
-        std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).expect("the VMM's mappings")
+    /// The VMM's process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn maps(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.id())).expect("the VMM's mappings")
+    }
+
+    /// Ends the VMM as it stands.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("a child");
+        self.child.wait().expect("a child");
     }
 
     /// Waits for the guest's end.
@@ -230,6 +249,13 @@ fn listen(from: impl Read + Send + 'static, kind: fn(String) -> Line, to: Sender
     });
 }
 
+/// What a process has open.
+pub(crate) fn open_files(process: u32) -> Vec<String> {
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).expect("a process that lives");
+    let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+    links.map(|link| link.to_string_lossy().into_owned()).collect()
+}
+
 /// The range of a line of /proc/PID/maps.
 fn range(line: &str) -> Option<Range<u64>> {
     let (start, end) = line.split_whitespace().next()?.split_once('-')?;
@@ -257,6 +283,16 @@ impl Heard {
             Line::Vmm(line) => self.vmm.push(line),
         }
     }
+
+    /// The guest's kernel has complained of nothing that does not hold one of these words, as far as it was asked.
+    pub(crate) fn expect_no_complaints(&self, expected: &[&str]) {
+        let holds = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
+        // That a processor stands still for long is said of the machine's load.
+        let of_load = |line: &str| line.contains("soft lockup");
+        let mut complaints: Vec<_> = self.console.iter().filter(|line| line.starts_with("kernel: ")).collect();
+        complaints.retain(|line| holds(line, &COMPLAINTS) && !holds(line, expected) && !of_load(line));
+        assert!(complaints.is_empty(), "the guest's kernel complains: {complaints:#?}: {self:#?}");
+    }
 }
 
 impl Ended {
@@ -271,12 +307,7 @@ impl Ended {
         assert!(self.status.success() && said, "{:?}: {:#?}", self.status, self.heard);
         let panics: Vec<_> = self.heard.vmm.iter().filter(|line| line.contains("panicked")).collect();
         assert!(panics.is_empty(), "{panics:#?}");
-        let holds = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
-        // That a processor stands still for long is said of the machine's load.
-        let of_load = |line: &str| line.contains("soft lockup");
-        let mut complaints = self.console("kernel: ");
-        complaints.retain(|line| holds(line, &COMPLAINTS) && !holds(line, expected) && !of_load(line));
-        assert!(complaints.is_empty(), "the guest's kernel complains: {complaints:#?}: {:#?}", self.heard);
+        self.heard.expect_no_complaints(expected);
     }
 
     /// The lines of the guest that begin like this.

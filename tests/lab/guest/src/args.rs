@@ -11,6 +11,7 @@ usage: lab-guest SUBCOMMAND
   refused --channel TYPE [--factor F]  blobs F times (2) as long as announced must not be mapped; keeps them until
                                    the host says a second line
   buffers --channel TYPE           map what comes, and do what the host says: hash I, fill I BYTE, quit
+  pipewire --socket PATH           listen there, and take each PipeWire client to the host's daemon, for ever
   screens                          draw what lines on standard input say
   console                          the console's pixels: how many are lit, and a checksum of all
 TYPE is wayland, camera, pipewire, x11 or a number.";
@@ -26,6 +27,7 @@ pub(crate) enum Job {
     Gap,
     Refused { channel: u32, factor: usize },
     Buffers { channel: u32 },
+    PipeWire { socket: String },
     Screens,
     Console,
 }
@@ -46,6 +48,7 @@ pub(crate) fn parse(args: &[String]) -> Option<Job> {
             Job::Refused { channel: channel(options.take("--channel")?)?, factor: options.number("--factor", 2)? }
         }
         "buffers" => Job::Buffers { channel: channel(options.take("--channel")?)? },
+        "pipewire" => Job::PipeWire { socket: options.take("--socket")?.to_owned() },
         "screens" => Job::Screens,
         "console" => Job::Console,
         _ => return None,
@@ -75,7 +78,7 @@ fn channel(name: &str) -> Option<u32> {
     match name {
         "wayland" => Some(1),
         "camera" => Some(crate::camera::CHANNEL),
-        "pipewire" => Some(0x10),
+        "pipewire" => Some(crate::pipewire::CHANNEL),
         "x11" => Some(0x11),
         number => number.parse().ok(),
     }
@@ -95,6 +98,7 @@ mod tests {
         assert_eq!(parsed("camera --frames 7"), Some(Job::Camera { frames: 7 }));
         assert_eq!(parsed("refused --factor 3 --channel pipewire"), Some(Job::Refused { channel: 16, factor: 3 }));
         assert_eq!(parsed("buffers --channel 7"), Some(Job::Buffers { channel: 7 }));
+        assert_eq!(parsed("pipewire --socket /run/s"), Some(Job::PipeWire { socket: "/run/s".into() }));
     }
 
     #[test]
@@ -110,6 +114,7 @@ mod tests {
             "screens 0",
             "leave --frames 1",
             "refused",
+            "pipewire",
             "refused --channel tv",
             "camera --frames 1 --frames 2",
         ] {

@@ -11,11 +11,11 @@ use crate::drm::{self, Blob, Mapping, PAGE};
 use crate::failure::{Failure, In, Result, ensure};
 use crate::gpu::{CHANNEL_RING, Gpu};
 
-const INIT: u8 = 1;
+pub(crate) const INIT: u8 = 1;
 const POLL: u8 = 3;
-const SEND: u8 = 4;
-const RECEIVE: u8 = 5;
-const MAX_IDENTIFIERS: usize = 28;
+pub(crate) const SEND: u8 = 4;
+pub(crate) const RECEIVE: u8 = 5;
+pub(crate) const MAX_IDENTIFIERS: usize = 28;
 /// A descriptor that the device could not forward.
 const UNSUPPORTED: u32 = 0;
 const VIRTGPU_BLOB: u32 = 1;
@@ -23,7 +23,7 @@ const VIRTGPU_BLOB: u32 = 1;
 /// `struct CrossDomainHeader`.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Header {
+pub(crate) struct Header {
     cmd: u8,
     ring_idx: u8,
     cmd_size: U16,
@@ -33,11 +33,11 @@ struct Header {
 /// `struct CrossDomainInit`, its first version.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
-struct Init {
-    header: Header,
-    query_ring: U32,
-    channel_ring: U32,
-    channel_type: U32,
+pub(crate) struct Init {
+    pub(crate) header: Header,
+    pub(crate) query_ring: U32,
+    pub(crate) channel_ring: U32,
+    pub(crate) channel_type: U32,
 }
 
 /// `struct CrossDomainPoll`.
@@ -51,13 +51,13 @@ struct Poll {
 /// `struct CrossDomainSendReceive`; data follows.
 #[derive(Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct SendReceive {
-    header: Header,
-    num_identifiers: U32,
-    opaque_data_size: U32,
-    identifiers: [U32; MAX_IDENTIFIERS],
-    types: [U32; MAX_IDENTIFIERS],
-    sizes: [U32; MAX_IDENTIFIERS],
+pub(crate) struct SendReceive {
+    pub(crate) header: Header,
+    pub(crate) num_identifiers: U32,
+    pub(crate) opaque_data_size: U32,
+    pub(crate) identifiers: [U32; MAX_IDENTIFIERS],
+    pub(crate) types: [U32; MAX_IDENTIFIERS],
+    pub(crate) sizes: [U32; MAX_IDENTIFIERS],
 }
 
 const _: () = assert!(size_of::<Init>() == 20 && size_of::<Poll>() == 16 && size_of::<SendReceive>() == 352);
@@ -78,11 +78,42 @@ struct Message {
     identifiers: Vec<Identifier>,
 }
 
+/// The two rings of a context.
+pub(crate) struct Rings {
+    /// The query ring's resource. It needs no mapping: nothing is asked.
+    pub(crate) query: U32,
+    /// The channel ring's resource.
+    pub(crate) channel: U32,
+    /// The channel ring, where the host writes messages.
+    messages: Mapping,
+}
+
+impl Rings {
+    pub(crate) fn new(gpu: &Gpu) -> Result<Self> {
+        let blob = || Blob::guest(gpu.as_fd(), PAGE).during("RESOURCE_CREATE_BLOB of a ring");
+        let (query, channel) = (blob()?, blob()?);
+        let (messages, _) = channel.map(gpu.as_fd()).during("map of a ring")?;
+        Ok(Self { query: query.resource.into(), channel: channel.resource.into(), messages })
+    }
+
+    /// Asks for one message. The old one is wiped first, so that a fence without a message is not taken for one.
+    pub(crate) fn ask(&self, gpu: &Gpu) -> Result<()> {
+        self.messages.set_word(0, 0);
+        let poll = Poll { header: header(POLL, size_of::<Poll>())?, pad: [0.into(); 2] };
+        drm::submit_on_ring(gpu.as_fd(), poll.as_bytes(), CHANNEL_RING).during("POLL")
+    }
+
+    /// What is in the channel ring, once the event of the fence has come.
+    pub(crate) fn message(&self, gpu: &Gpu) -> Result<Vec<u8>> {
+        gpu.wait_event()?;
+        Ok((0..PAGE).step_by(8).flat_map(|offset| self.messages.word(offset).to_le_bytes()).collect())
+    }
+}
+
 /// A connection to a service of the host.
 pub(crate) struct Channel {
     gpu: Gpu,
-    /// The host writes messages here. The query ring needs no mapping: nothing is asked.
-    ring: Mapping,
+    rings: Rings,
     bytes: Vec<u8>,
     identifiers: VecDeque<Identifier>,
 }
@@ -91,18 +122,16 @@ impl Channel {
     /// Opens the device and connects to the service of type `channel`.
     pub(crate) fn open(channel: u32) -> Result<Self> {
         let gpu = Gpu::open(channel)?;
-        let blob = || Blob::guest(gpu.as_fd(), PAGE).during("RESOURCE_CREATE_BLOB of a ring");
-        let (query, messages) = (blob()?, blob()?);
-        let (ring, _) = messages.map(gpu.as_fd()).during("map of a ring")?;
+        let rings = Rings::new(&gpu)?;
         let init = Init {
             header: header(INIT, size_of::<Init>())?,
-            query_ring: query.resource.into(),
-            channel_ring: messages.resource.into(),
+            query_ring: rings.query,
+            channel_ring: rings.channel,
             channel_type: channel.into(),
         };
         gpu.finish(init.as_bytes(), "INIT")?;
-        let channel = Self { gpu, ring, bytes: Vec::new(), identifiers: VecDeque::new() };
-        channel.poll()?;
+        let channel = Self { gpu, rings, bytes: Vec::new(), identifiers: VecDeque::new() };
+        channel.rings.ask(&channel.gpu)?;
         Ok(channel)
     }
 
@@ -135,24 +164,15 @@ impl Channel {
     }
 
     fn receive(&mut self) -> Result<()> {
-        self.gpu.wait_event()?;
-        let page: Vec<u8> = (0..PAGE).step_by(8).flat_map(|offset| self.ring.word(offset).to_le_bytes()).collect();
-        let message = read_message(&page)?;
-        self.poll()?;
+        let message = read_message(&self.rings.message(&self.gpu)?)?;
+        self.rings.ask(&self.gpu)?;
         self.bytes.extend(message.data);
         self.identifiers.extend(message.identifiers);
         Ok(())
     }
-
-    /// Asks for one message. The old one is wiped first, so that a fence without a message is not taken for one.
-    fn poll(&self) -> Result<()> {
-        self.ring.set_word(0, 0);
-        let poll = Poll { header: header(POLL, size_of::<Poll>())?, pad: [0.into(); 2] };
-        drm::submit_on_ring(self.gpu.as_fd(), poll.as_bytes(), CHANNEL_RING).during("POLL")
-    }
 }
 
-fn header(cmd: u8, size: usize) -> Result<Header> {
+pub(crate) fn header(cmd: u8, size: usize) -> Result<Header> {
     let cmd_size = u16::try_from(size).during("stream")?.into();
     Ok(Header { cmd, cmd_size, ..Header::default() })
 }

@@ -6,6 +6,7 @@ use std::ffi::{CStr, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
+use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -39,6 +40,7 @@ const CONTEXT_DEBUG_NAME: u64 = 4;
 
 ioctls! {
     8 0x09 write GemClose { handle: u32, pad: u32, }
+    12 0x2d read_write PrimeHandleToFd { handle: u32, flags: u32, fd: i32, }
     16 0x41 read_write MapOffset { offset: u64, handle: u32, pad: u32, }
     64 0x42 read_write ExecBuffer {
         flags: u32, size: u32, command: u64, bo_handles: u64, num_bo_handles: u32, fence_fd: i32, ring_idx: u32,
@@ -169,6 +171,16 @@ impl Blob {
         Ok((Mapping::new(gpu, request.offset, self.len)?, request.offset))
     }
 
+    /// PRIME_HANDLE_TO_FD: a descriptor for others to map, which keeps the resource alive.
+    pub(crate) fn export(&self, gpu: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let flags = (OFlags::RDWR | OFlags::CLOEXEC).bits();
+        let mut request = PrimeHandleToFd { handle: self.handle, flags, fd: -1 };
+        // SAFETY: the structure holds no address.
+        unsafe { request.call(gpu) }?;
+        // SAFETY: the kernel has just installed this descriptor for the caller, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(request.fd) })
+    }
+
     /// GEM_CLOSE. A mapping keeps the resource alive.
     pub(crate) fn close(self, gpu: BorrowedFd<'_>) -> Result<()> {
         let mut request = GemClose { handle: self.handle, pad: 0 };
@@ -206,7 +218,7 @@ impl Mapping {
     /// Writes eight bytes at `offset`, a multiple of eight.
     pub(crate) fn set_word(&self, offset: usize, word: u64) {
         // SAFETY: `slot` stays inside the mapping, which is writable; what others do to the memory is no data race
-        // of this program, which has one thread.
+        // of this program, where one thread alone has the mapping.
         unsafe { self.slot::<u64>(offset).write_volatile(word) }
     }
 

@@ -23,6 +23,12 @@ impl Display for Failure {
     }
 }
 
+impl From<Failure> for std::io::Error {
+    fn from(failure: Failure) -> Self {
+        Self::other(failure.to_string())
+    }
+}
+
 /// Names the step that an error belongs to.
 pub(crate) trait In<T> {
     fn during(self, step: &'static str) -> Result<T>;

@@ -12,6 +12,7 @@ mod hotplug;
 mod ioctl;
 mod kms;
 mod pattern;
+mod pipewire;
 mod screens;
 mod serve;
 mod vandal;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Job::Gap => vandal::gap(),
         Job::Refused { channel, factor } => serve::refused(channel, factor),
         Job::Buffers { channel } => serve::buffers(channel),
+        Job::PipeWire { socket } => pipewire::bridge(&socket),
         Job::Screens => screens::screens(),
         Job::Console => screens::console(),
     };
