@@ -31,11 +31,10 @@ pub struct Limits {
     pub submit_bytes: u64,
     /// Commands that have been popped and not yet answered, at least 1. At the limit the device stops popping.
     pub commands_in_flight: usize,
-    /// What a context has beside resources: received descriptors that it has not yet made blobs of, eventfds, pipes, layouts
-    /// of images.
+    /// What a context has beside resources: received descriptors that it has not yet made blobs of, eventfds, pipes.
     pub items_per_context: usize,
-    /// Bytes that a channel keeps for a host service that does not read, and a pipe for its reader. At the limit the channel is
-    /// closed; a pipe goes on, and what does not fit is answered `ERR_OUT_OF_MEMORY`.
+    /// Bytes that a channel keeps for a host service that does not read; and as many again for the readers of all its pipes. At
+    /// the limit the channel is closed; pipes go on, and what does not fit is answered `ERR_OUT_OF_MEMORY`.
     pub channel_backlog: usize,
     /// How long a placement, the taking back of one, a read, a reset, a pause or the renderer's end may last before what is
     /// stuck is set aside, and how long a display may take over a frame.

@@ -12,6 +12,10 @@ use tokio::sync::oneshot;
 use crate::limits::Charge;
 use crate::seams::LocalFuture;
 
+/// Most descriptors that may wait to be closed before the service that sends more of them loses its channel, and nobody gets a
+/// new one.
+pub(crate) const CLOSING: usize = 256;
+
 /// A descriptor, and who wants to know that it is closed.
 type Order = (OwnedFd, Option<oneshot::Sender<()>>);
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 pub use classify::BufferError;
-pub(crate) use closer::Closer;
+pub(crate) use closer::{CLOSING, Closer};
 pub use read::ReadError;
 
 pub use crate::seams::BufferKind;

@@ -4,14 +4,11 @@
 use std::os::fd::OwnedFd;
 
 use super::{ContextKey, Gpu, Refusal};
-use crate::buffer::{HeldBuffer, HostBuffer};
+use crate::buffer::{CLOSING, HeldBuffer, HostBuffer};
 use crate::cross_domain::{Event, Item, Odd, Read, Readable, Received, WritePipe};
 use crate::limits::{Charge, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::cross_domain::{ChannelType, Identifier, id_type, read, receive};
-
-/// Most descriptors that may wait to be closed before the service that sends them loses its channel.
-const CLOSING: usize = 256;
 
 impl Gpu {
     /// Takes an event of a channel. What comes for a context that is gone is closed.
@@ -21,17 +18,19 @@ impl Gpu {
                 self.counters.messages_received.bump();
                 self.counters.bytes_received.add(data.len() as u64);
                 self.counters.fds_received.add(files.len() as u64);
+                let closing = self.closer.pending();
                 let identifiers: Vec<Identifier> = files.into_iter().map(|file| self.item(key, file)).collect();
                 self.deliver_for_credit(key, &receive(&identifiers, &data));
-                if self.closer.pending() > CLOSING {
+                if self.closer.pending() > closing.max(CLOSING) {
                     warn_limited!(?key, "a host service sends what takes too long to close: the channel is closed");
                     self.end_channel(key);
                 }
             }
             Event::Read(Read { id, data, hang_up }) => {
                 if hang_up && let Some(context) = self.contexts.get_mut(key).and_then(|row| row.cross_domain()) {
-                    drop(context.items.take(u64::from(id)).and_then(Item::close));
+                    context.behind.extend(context.items.take(u64::from(id)).and_then(Item::close));
                 }
+                self.take_behind(key);
                 let delivered = self.deliver_for_credit(key, &read(id, &data, hang_up));
                 self.counters.items_read.add(u64::from(delivered));
             }
@@ -59,8 +58,8 @@ impl Gpu {
     /// The end of a file is a message without data; every fence that still waits has nothing else to wait for.
     fn end_channel(&mut self, key: ContextKey) {
         if let Some(context) = self.contexts.get_mut(key).and_then(|row| row.cross_domain()) {
+            self.counters.channels_closed.add(u64::from(context.is_open()));
             context.end();
-            self.counters.channels_closed.bump();
         }
         self.take_behind(key);
         if self.contexts.get_mut(key).is_some_and(|row| !row.credits.is_empty()) {

@@ -162,6 +162,7 @@ fn context_code(error: &ContextError) -> ErrorCode {
         ContextError::Send(SendError::Backlog { .. } | SendError::NoRoom(_))
         | ContextError::Full { .. }
         | ContextError::ItemLimit
+        | ContextError::Closing
         | ContextError::Limit(_) => ErrorCode::OutOfMemory,
         ContextError::Connect(error) | ContextError::Host(error) if exhausted(error) => ErrorCode::OutOfMemory,
         ContextError::Send(SendError::Closed)

@@ -8,7 +8,7 @@ use std::task::{Poll, ready};
 
 use crate::limits::{Charge, Ledger, Quota};
 
-/// What may be kept for the peers of a context that do not read.
+/// What may be kept for peers that do not read: a context's service, or the readers of all its pipes.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
     most: usize,
@@ -21,6 +21,11 @@ impl Bounds {
     /// At most so many bytes, which count as the host's memory.
     pub(crate) fn new(most: usize, ledger: Rc<Ledger>) -> Self {
         Self { most, kept: Rc::default(), ledger }
+    }
+
+    /// As many bytes again, for others.
+    pub(super) fn again(&self) -> Self {
+        Self::new(self.most, Rc::clone(&self.ledger))
     }
 }
 

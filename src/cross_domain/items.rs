@@ -111,12 +111,12 @@ impl Items {
     }
 
     /// The guest is done with an eventfd or a pipe: it closes when what the guest has written has gone out, as far as it can.
-    pub(super) fn hang_up(&mut self, id: u32) -> Option<LocalFuture<()>> {
+    pub(super) fn let_go(&mut self, id: u32) -> Option<LocalFuture<()>> {
         match self.table.entry(id) {
             Entry::Vacant(_) => None,
             Entry::Occupied(item) if matches!(item.get(), Item::Buffer(_)) => None,
             Entry::Occupied(item) => match item.remove() {
-                Item::Event(readable) | Item::ReadPipe(readable) => readable.leave(),
+                Item::Event(readable) | Item::ReadPipe(readable) => readable.close_after_writing(),
                 // The channel has a pipe until its backlog is empty.
                 Item::WritePipe(_) | Item::Buffer(_) => None,
             },

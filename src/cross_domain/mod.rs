@@ -23,7 +23,7 @@ pub(crate) use pipe::WritePipe;
 pub(crate) use readable::{Read, Readable};
 pub(crate) use received::{Odd, Received};
 
-use crate::buffer::{Closer, HeldBuffer};
+use crate::buffer::{CLOSING, Closer, HeldBuffer};
 use crate::limits::{Ledger, LimitReached, Quota};
 use crate::protocol::cross_domain::{Attachment, Capabilities, ChannelType, Dialect, ImageRequirements, MIN_RING_LEN};
 use crate::resource::ResourceKey;
@@ -38,6 +38,8 @@ const MAX_RING: usize = 64 << 10;
 pub(crate) enum ContextError {
     #[error("the context has a channel already")]
     Initialised,
+    #[error("too many descriptors of host services wait to be closed")]
+    Closing,
     #[error("the context has no channel")]
     NoChannel,
     #[error(
@@ -125,7 +127,7 @@ impl Context {
         }
     }
 
-    /// What may be kept for its peers.
+    /// What may be kept for the readers of its pipes.
     pub(crate) fn bounds(&self) -> Bounds {
         self.bounds.clone()
     }
@@ -147,6 +149,9 @@ impl Context {
         if !matches!(self.link, Link::Fresh) {
             return Err(ContextError::Initialised);
         }
+        if self.closer.pending() > CLOSING {
+            return Err(ContextError::Closing);
+        }
         let (query, _) = ring(rings.query).ok_or(ContextError::NotARing { id: rings.query })?;
         let channel = if rings.channel_type == ChannelType::NONE {
             self.link = Link::QueriesOnly;
@@ -155,7 +160,7 @@ impl Context {
             let (key, len) = ring(rings.channel).ok_or(ContextError::NotARing { id: rings.channel })?;
             let socket = hosts.connect(rings.channel_type)?;
             let used = usize::try_from(len).unwrap_or(MAX_RING).min(MAX_RING);
-            let (handle, channel) = channel::open(socket, used, self.bounds(), Rc::clone(&self.closer), tag)?;
+            let (handle, channel) = channel::open(socket, used, self.bounds.again(), Rc::clone(&self.closer), tag)?;
             self.link = Link::Open { handle, ring: key, channel_type: rings.channel_type };
             Some(channel)
         };
@@ -208,7 +213,7 @@ impl Context {
     pub(crate) fn write(&mut self, id: u32, data: &[u8], hang_up: bool) -> Result<(), ContextError> {
         let outcome = self.write_item(id, data, hang_up);
         if hang_up {
-            self.behind.extend(self.items.hang_up(id));
+            self.behind.extend(self.items.let_go(id));
         }
         outcome
     }
@@ -258,7 +263,7 @@ impl Context {
             return Err(ContextError::Dialect);
         }
         self.event(id)?;
-        self.behind.extend(self.items.take(u64::from(id)).and_then(Item::close));
+        self.behind.extend(self.items.let_go(id));
         Ok(())
     }
 

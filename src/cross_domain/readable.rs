@@ -1,10 +1,10 @@
-//! What the host reads for a guest: eventfds, and pipes whose other end a host service writes. Whoever is on the other side
+//! Eventfds, and pipes whose other end a host service writes: what the host reads for a guest. Whoever is on the other side
 //! of an eventfd shares its file description, so its flags are left alone. Reads never wait, whatever the flags are. A write
 //! looks at them first: only an owner that changes them at that very moment, and leaves no room, makes it wait.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ enum Kind {
 /// How the descriptor is held, and its place among the device's.
 enum File {
     Idle(OwnedFd, Charge),
-    Watched { file: Readiness, _fd: Charge },
+    Watched { file: Readiness, fd: Charge },
     Closed,
 }
 
@@ -40,6 +40,8 @@ pub(crate) struct Readable {
     /// What is still to be added by a write that may wait, and whether there is one.
     adding: Cell<u64>,
     is_adding: Cell<bool>,
+    /// Whether the guest still wants what comes.
+    is_read: Cell<bool>,
 }
 
 /// How long a write may wait whose eventfd the guest has given up.
@@ -77,11 +79,12 @@ impl Readable {
             waker: Cell::new(None),
             adding: Cell::new(0),
             is_adding: Cell::new(false),
+            is_read: Cell::new(true),
         })
     }
 
     /// Adds to an eventfd's counter: at once where writes to it do not wait. Where they do, elsewhere, in the future, with all
-    /// that is added meanwhile.
+    /// that is added meanwhile: between a look at its room and the write another owner may have taken that.
     ///
     /// # Errors
     /// `InvalidInput` for 2^64 - 1; `WouldBlock` where the counter has no room.
@@ -99,17 +102,26 @@ impl Readable {
             rustix::io::retry_on_intr(|| write(file, &count.to_ne_bytes()))?;
             return Ok(None);
         }
-        self.adding.set(self.adding.get().saturating_add(count).min(u64::MAX - 1));
+        let sum = self.adding.get().checked_add(count).ok_or(Errno::AGAIN)?;
+        if would_wait(file, sum) {
+            return Err(Errno::AGAIN.into());
+        }
         if self.is_adding.get() {
+            self.adding.set(sum);
             return Ok(None);
         }
         let file = Arc::new(file.try_clone_to_owned()?);
+        self.adding.set(sum);
         self.is_adding.set(true);
         let this = Rc::clone(self);
         Ok(Some(Box::pin(async move {
             while let sum @ 1.. = this.adding.take() {
-                // One that was given up has nobody left to be told.
-                let _ = ring::add(Arc::clone(&file), sum).await;
+                let added = ring::add(Arc::clone(&file), sum).await;
+                // Another item of the same eventfd may have been given up; where it was this one nobody is left to be told.
+                if added.is_err() && !matches!(*this.file.borrow(), File::Closed) {
+                    this.adding.set(this.adding.get().saturating_add(sum));
+                    tokio::time::sleep(GIVING_UP).await;
+                }
             }
             this.is_adding.set(false);
         })))
@@ -123,7 +135,7 @@ impl Readable {
         let mut file = self.file.borrow_mut();
         match std::mem::replace(&mut *file, File::Closed) {
             File::Idle(idle, fd) => match Readiness::for_reading(idle) {
-                Ok(watched) => *file = File::Watched { file: watched, _fd: fd },
+                Ok(watched) => *file = File::Watched { file: watched, fd },
                 Err((idle, error)) => {
                     *file = File::Idle(idle, fd);
                     return Err(error);
@@ -137,11 +149,13 @@ impl Readable {
         Ok(Reader { id, of: Rc::clone(self), longest })
     }
 
-    /// Closes the descriptor when a write that waits has ended, or cannot go on for want of room; at once without one.
-    pub(super) fn leave(self: &Rc<Self>) -> Option<LocalFuture<()>> {
+    /// Closes the descriptor when a write that is under way has ended, or cannot go on for want of room; at once without one.
+    /// Nothing more is read.
+    pub(super) fn close_after_writing(self: &Rc<Self>) -> Option<LocalFuture<()>> {
         if !self.is_adding.get() {
             return self.close();
         }
+        self.is_read.set(false);
         let this = Rc::clone(self);
         Some(Box::pin(async move {
             let begun = Instant::now();
@@ -158,21 +172,22 @@ impl Readable {
     pub(super) fn close(self: &Rc<Self>) -> Option<LocalFuture<()>> {
         self.adding.set(0);
         let file = match self.file.replace(File::Closed) {
-            File::Idle(file, _) => Some(file),
-            File::Watched { file, .. } => Some(file.into_inner()),
+            File::Idle(file, fd) => Some((file, fd)),
+            File::Watched { file, fd } => Some((file.into_inner(), fd)),
             File::Closed => None,
         };
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
-        let file = Arc::new(file.filter(|_| self.is_adding.get())?);
-        let this = Rc::clone(self);
+        let (file, fd) = file.filter(|_| self.is_adding.get())?;
+        let (this, file) = (Rc::clone(self), Arc::new(file));
         Some(Box::pin(async move {
             while this.is_adding.get() {
                 // One that no worker has taken up yet is not found.
                 let _ = ring::give_up(Arc::clone(&file)).await;
                 tokio::time::sleep(GIVING_UP).await;
             }
+            drop(fd);
         }))
     }
 
@@ -180,6 +195,9 @@ impl Readable {
         self.waker.set(Some(cx.waker().clone()));
         let file = self.file.borrow();
         let File::Watched { file, .. } = &*file else { return Poll::Ready(None) };
+        if !self.is_read.get() {
+            return Poll::Ready(None);
+        }
         let mut data = vec![0; if self.kind == Kind::Event { size_of::<u64>() } else { longest }];
         let len = file.poll_read_with(cx, |file| match self.kind {
             // Without waiting, whatever the flags that its owner has given it.
@@ -193,6 +211,15 @@ impl Readable {
             }))
         })
     }
+}
+
+/// Whether a write would wait for somebody to read. The guest's writes come one after the other, so only another owner could
+/// fill the counter meanwhile.
+fn would_wait(file: BorrowedFd<'_>, count: u64) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap_or_default();
+    let has = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
+    let has = has.and_then(|has| u64::from_str_radix(has.trim(), 16).ok());
+    has.and_then(|has| has.checked_add(count)).is_none_or(|sum| sum == u64::MAX)
 }
 
 /// Reads one after the other, until the descriptor is closed here or at the other end.
@@ -211,8 +238,7 @@ impl Stream for Reader {
             let data = read?.unwrap_or_default();
             let hang_up = data.is_empty();
             if hang_up {
-                // Nobody writes to what has ended.
-                drop(self.of.close());
+                self.of.is_read.set(false);
             }
             Some(Read { id, data, hang_up })
         })
@@ -243,23 +269,10 @@ mod tests {
                 if let Some(adding) = event.add(u64::MAX - 1).expect("a count") {
                     adding.await;
                 }
+                assert_eq!(event.add(1).map(drop).expect_err("no room").kind(), io::ErrorKind::WouldBlock);
                 assert_eq!(event.add(u64::MAX).map(drop).expect_err("no count").kind(), io::ErrorKind::InvalidInput);
-                let adding = match event.add(1) {
-                    Ok(adding) => adding,
-                    Err(error) => {
-                        assert_eq!(
-                            (error.kind(), flags.contains(EventfdFlags::NONBLOCK)),
-                            (io::ErrorKind::WouldBlock, true)
-                        );
-                        None
-                    }
-                };
                 let read = reader.next().await.expect("a read");
                 assert_eq!((read.id, read.data, read.hang_up), (7, (u64::MAX - 1).to_ne_bytes().to_vec(), false));
-                if let Some(adding) = adding {
-                    adding.await;
-                    assert_eq!(reader.next().await.expect("a read").data, 1u64.to_ne_bytes());
-                }
                 assert!(reader.next().now_or_never().is_none(), "read already");
                 let now = rustix::fs::fcntl_getfl(&other).expect("flags");
                 assert_eq!(now.contains(OFlags::NONBLOCK), flags.contains(EventfdFlags::NONBLOCK));
@@ -267,17 +280,47 @@ mod tests {
         });
     }
 
+    /// A write that was to find room, and whose room another owner has taken before it came.
+    fn stuck() -> (Rc<Readable>, OwnedFd, LocalFuture<()>) {
+        let file = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
+        let other = file.try_clone().expect("duplicate");
+        let event = Readable::event(file, charge());
+        let adding = event.add(1).expect("a count").expect("elsewhere");
+        write(&other, &(u64::MAX - 1).to_ne_bytes()).expect("room");
+        (event, other, adding)
+    }
+
     #[test]
     fn a_write_that_waits_never_outlives_its_eventfd() {
         tokio_uring::start(async {
-            let event = Readable::event(eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"), charge());
-            event.add(u64::MAX - 1).expect("a count").expect("elsewhere").await;
-            let adding = event.add(1).expect("a count").expect("elsewhere");
-            assert!(event.add(1).expect("a count").is_none(), "with the one before");
+            for leave in [false, true] {
+                let (event, _other, adding) = stuck();
+                let adding = tokio_uring::spawn(adding);
+                tokio::task::yield_now().await;
+                let closing = if leave { event.close_after_writing() } else { event.close() };
+                let ended = tokio::time::timeout(Duration::from_secs(10), closing.expect("a write that waits"));
+                ended.await.expect("given up");
+                adding.await.expect("no panic");
+                assert!(matches!(*event.file.borrow(), File::Closed));
+            }
+        });
+    }
+
+    #[test]
+    fn giving_up_one_item_of_an_eventfd_never_loses_the_count_of_another() {
+        tokio_uring::start(async {
+            let (event, other, adding) = stuck();
+            let twin = Readable::event(other.try_clone().expect("duplicate"), charge());
             let adding = tokio_uring::spawn(adding);
-            tokio::task::yield_now().await;
-            event.close().expect("a write that waits").await;
-            tokio::time::timeout(std::time::Duration::from_secs(10), adding).await.expect("ended").expect("no panic");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Of the same file.
+            ring::give_up(Arc::new(other.try_clone().expect("duplicate"))).await.expect("found");
+            assert!(twin.close().is_none());
+            let mut count = [0; 8];
+            read(&other, &mut count).expect("a count");
+            tokio::time::timeout(Duration::from_secs(10), adding).await.expect("added").expect("no panic");
+            assert_eq!((read(&other, &mut count), u64::from_ne_bytes(count)), (Ok(8), 1));
+            assert!(event.close().is_none());
         });
     }
 

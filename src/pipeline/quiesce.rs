@@ -29,6 +29,8 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         self.active = None;
         (self.held, self.stalled, self.paused, self.config_changed) = (false, false, false, false);
         self.gpu.end();
+        // What ends work that waits is work itself.
+        self.take_outbox();
         // Nobody waits for a display any more, nor for what would have been copied.
         self.ends.clear();
         self.paced.clear();

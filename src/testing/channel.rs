@@ -268,11 +268,15 @@ impl GuestChannel {
     }
 
     /// The message of the service that stands in the channel ring now.
+    ///
+    /// # Panics
+    /// Where it is something else.
     #[must_use]
     pub fn message(&self, guest: &Guest) -> Message {
         let bytes = guest.ram().read(self.channel_ring, RING);
         let (head, data) = SendReceive::read_from_prefix(&bytes).expect("a whole ring");
         let count = head.num_identifiers.get() as usize;
+        assert_ne!(head.header.cmd, command::READ, "something that was read, and no message");
         let identifier = |slot: usize| {
             let field = |list: &[zerocopy::little_endian::U32]| list[slot].get();
             (field(&head.identifiers), field(&head.identifier_types), field(&head.identifier_sizes))

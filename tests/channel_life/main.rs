@@ -8,6 +8,7 @@ mod hang_up;
 mod image_blobs;
 mod images;
 mod limits;
+mod lingering;
 #[path = "../order/memory.rs"]
 mod memory;
 mod parked;
