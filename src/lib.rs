@@ -20,8 +20,9 @@
 //! command start when no earlier one claims the same resource, mapping, context or scanout, so that a slow one holds up nobody
 //! else. What may sleep in the kernel (taking back large mappings, populating them, the last close of a large file) goes
 //! to io_uring's own workers; a renderer has a thread of its own, and so has each copy of a host buffer that the VMM
-//! ([`Device::read_blob`]) or a display is to see. Copies of guest memory are made on the device's thread, about a MiB a
-//! turn. Imports point down the picture only, and a test says so.
+//! ([`Device::read_blob`]) or a display is to see; descriptors of odd kinds that a host service has sent close on one more.
+//! Copies of guest memory are made on the device's thread, about a MiB a turn. Imports point down the picture only, and a
+//! test says so.
 //!
 //! # Embedding
 //! The README has a whole VMM's glue, which is compiled with the documentation's tests. The seams that a VMM implements,

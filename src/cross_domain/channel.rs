@@ -180,7 +180,8 @@ impl ChannelHandle {
     /// Sends now what the socket takes now; the rest goes to the backlog.
     ///
     /// # Errors
-    /// A closed channel, or a backlog that would grow past its limit: that closes the channel.
+    /// A closed channel; no room in the host, with nothing sent; or a backlog that would grow past its limit: that closes the
+    /// channel.
     pub(crate) fn send(&self, data: &[u8], mut with: Vec<Sent>) -> Result<(), SendError> {
         let shared = &*self.shared;
         let mut rest = data;

@@ -1,6 +1,6 @@
 //! A host-visible region whose owner takes its time: places and clears are answered when the test says so, with what the
 //! test says, or never. It keeps its own book, and complains of whatever the device must not ask for.
-#![allow(dead_code, reason = "shared by two test programs, and neither uses all of it")]
+#![allow(dead_code, reason = "shared by several test programs, and none uses all of it")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
