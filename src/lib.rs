@@ -71,11 +71,14 @@ pub use pipeline::{PauseError, Paused};
 pub use protocol::cross_domain::ChannelType;
 pub use protocol::features::{DEVICE_ID, FeatureError, SHM_ID_HOST_VISIBLE};
 pub use protocol::format::Format;
-pub use renderer::{BlobRequest, Capset, Direction, Fence, Renderer, RendererError, Resource3d, Transfer3d};
-pub use resource::{GuestBacking, NotBacked};
+pub use renderer::{
+    BlobMemory, BlobRequest, Capset, Direction, Fence, RenderedBlob, RenderedPicture, Renderer, RendererError,
+    Resource3d, Transfer3d,
+};
+pub use resource::{GuestBacking, HostPiece, NotBacked, PinnedBacking};
 pub use seams::{
-    Area, Cursor, Display, DmaBuf, Interrupt, LocalFuture, Picture, Pixels, PlaceError, Plane, Protection,
-    SharedMemory, Work,
+    Area, Caching, Cursor, Display, DmaBuf, FixedRange, Interrupt, LocalFuture, Picture, Pixels, PlaceError, Plane,
+    Protection, SharedMemory, Work,
 };
 pub use window::{HostWindow, ReadOnlyPolicy};
 

@@ -21,9 +21,12 @@ pub struct Limits {
     /// Bytes of 2D resources' own pixels, and of images that a cross-domain context has made (GET_IMAGE_REQUIREMENTS); those
     /// that nobody has touched cost the host nothing yet.
     pub image_bytes: u64,
-    /// File descriptors of blobs, offers, received items and pipes at a time, one for each cross-domain context, and one for
-    /// each read of a host buffer that the VMM, a display or a cursor waits for (two for a dma-buf). The process's own limit must
-    /// lie above it.
+    /// Bytes of the renderer's resources, as far as the device can tell: a blob's size; four bytes for each pixel of any other
+    /// resource, of each layer, level and sample.
+    pub rendered_bytes: u64,
+    /// File descriptors of blobs, offers, received items and pipes at a time, those that the renderer keeps for its resources,
+    /// one for each cross-domain context, and one for each read of a host buffer that the VMM, a display or a cursor waits for
+    /// (two for a dma-buf). The process's own limit must lie above it.
     pub fds: u64,
     /// Entries of guest memory lists, of one command and of all resources together.
     pub backing_entries: u64,
@@ -39,6 +42,9 @@ pub struct Limits {
     /// How long a placement, the taking back of one, a read, a reset, a pause or the renderer's end may last before what is
     /// stuck is set aside, and how long a display may take over a frame.
     pub deadline: Duration,
+    /// How long one call of the renderer may last, at least, before the renderer is given up. Shaders that are compiled and
+    /// waits for a GPU happen within calls.
+    pub renderer_deadline: Duration,
 }
 
 impl Default for Limits {
@@ -49,6 +55,7 @@ impl Default for Limits {
             mapped_bytes: 8 << 30,
             host_bytes: 256 << 20,
             image_bytes: 1 << 30,
+            rendered_bytes: 8 << 30,
             fds: 512,
             backing_entries: 1 << 20,
             submit_bytes: 1 << 20,
@@ -56,7 +63,18 @@ impl Default for Limits {
             items_per_context: 512,
             channel_backlog: 4 << 20,
             deadline: Duration::from_secs(5),
+            renderer_deadline: Duration::from_secs(60),
         }
+    }
+}
+
+impl Limits {
+    /// What a driver can ask of a renderer before it is answered, and what its end asks: a command and its fence, the end of
+    /// each resource and context; and as much again for a driver that came while the renderer was at it.
+    pub(crate) fn requests_of_renderer(&self) -> usize {
+        let commands = (self.commands_in_flight as u64).saturating_mul(2);
+        let all = self.resources.saturating_add(self.contexts).saturating_add(commands).saturating_mul(2);
+        usize::try_from(all).unwrap_or(usize::MAX)
     }
 }
 
@@ -68,11 +86,12 @@ pub(crate) enum Quota {
     MappedBytes,
     HostBytes,
     ImageBytes,
+    RenderedBytes,
     Fds,
     BackingEntries,
 }
 
-const QUOTAS: usize = 7;
+const QUOTAS: usize = 8;
 
 /// A limit that has been reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,9 +112,10 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(limits: &Limits) -> Rc<Self> {
-        let Limits { resources, contexts, mapped_bytes, host_bytes, image_bytes, fds, backing_entries, .. } = *limits;
+        let Limits { resources, contexts, mapped_bytes, host_bytes, .. } = *limits;
+        let Limits { image_bytes, rendered_bytes, fds, backing_entries, .. } = *limits;
         Rc::new(Self {
-            limits: [resources, contexts, mapped_bytes, host_bytes, image_bytes, fds, backing_entries],
+            limits: [resources, contexts, mapped_bytes, host_bytes, image_bytes, rendered_bytes, fds, backing_entries],
             used: Default::default(),
         })
     }

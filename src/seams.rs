@@ -7,6 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 
 use crate::protocol::format::{CURSOR_SIDE, Format, PIXEL};
+use crate::protocol::wire::{MAP_CACHE_CACHED, MAP_CACHE_UNCACHED, MAP_CACHE_WC};
+pub use crate::sys::fixed_range::FixedRange;
 pub use crate::sys::reservation::{PlaceError, Protection};
 
 /// What kind of file stands behind a buffer.
@@ -16,6 +18,29 @@ pub enum BufferKind {
     SharedMemory,
     /// A dma-buf: memory of a device or of an exporter such as udmabuf. A page that is forgotten may be gone for good.
     DmaBuf,
+}
+
+/// How a guest is to map a blob, so that its view and the host's are one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Caching {
+    /// Write-back, as all memory of the CPU's: `VIRTIO_GPU_MAP_CACHE_CACHED`.
+    #[default]
+    Cached,
+    /// `VIRTIO_GPU_MAP_CACHE_UNCACHED`.
+    Uncached,
+    /// `VIRTIO_GPU_MAP_CACHE_WC`: as many GPUs' memory.
+    WriteCombining,
+}
+
+impl Caching {
+    /// The number that MAP_BLOB is answered with.
+    pub(crate) fn map_info(self) -> u32 {
+        match self {
+            Self::Cached => MAP_CACHE_CACHED,
+            Self::Uncached => MAP_CACHE_UNCACHED,
+            Self::WriteCombining => MAP_CACHE_WC,
+        }
+    }
 }
 
 /// A future that stays on the device's thread.
@@ -127,6 +152,14 @@ pub trait SharedMemory: Send + 'static {
         protection: Protection,
     ) -> Work<Result<(), PlaceError>>;
 
+    /// A range for a renderer to map a blob into by itself, one that has no descriptor. It is taken back by
+    /// [`clear`](Self::clear), as a dma-buf is. `None`, which is the default: such blobs cannot be mapped, and the guest gets
+    /// an error.
+    fn fixed_range(&self, offset: u64, len: u64) -> Option<FixedRange> {
+        let _ = (offset, len);
+        None
+    }
+
     /// Takes back what was placed at exactly this range, a buffer of this kind, so that the guest cannot reach it any more.
     /// Until it is gone the guest may touch it: the range must not be without anything in between.
     ///
@@ -156,6 +189,10 @@ impl<S: SharedMemory + ?Sized> SharedMemory for Box<S> {
         protection: Protection,
     ) -> Work<Result<(), PlaceError>> {
         (**self).place(offset, len, file, kind, protection)
+    }
+
+    fn fixed_range(&self, offset: u64, len: u64) -> Option<FixedRange> {
+        (**self).fixed_range(offset, len)
     }
 
     fn clear(&self, offset: u64, len: u64, kind: BufferKind) -> Work<Result<(), PlaceError>> {

@@ -1,26 +1,24 @@
 //! Blobs from creation to end: RESOURCE_CREATE_BLOB, RESOURCE_MAP_BLOB, RESOURCE_UNMAP_BLOB; and the end of any resource,
 //! RESOURCE_UNREF.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use smallvec::smallvec;
 use tracing::debug;
 
-use super::{Claim, Claims, Gpu, Made, Refusal, Resource, Response, Step};
+use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step};
 use crate::buffer::{BufferKind, HeldBuffer, HostBuffer};
 use crate::cross_domain::{Item, Layout};
 use crate::limits::{Charge, LimitReached, Quota};
 use crate::observe::warn_limited;
 use crate::protocol::wire::{
     BLOB_FLAG_CROSS_DEVICE, BLOB_FLAG_MAPPABLE, BLOB_FLAG_SHAREABLE, BLOB_MEM_GUEST, BLOB_MEM_HOST3D,
-    BLOB_MEM_HOST3D_GUEST, MAP_CACHE_CACHED,
+    BLOB_MEM_HOST3D_GUEST,
 };
 use crate::protocol::{CreateBlob, features};
-use crate::renderer::BlobRequest;
-use crate::resource::{Backing, GuestBlob, HostBlob, MapState, Memory, Rendered, ResourceKey, Retired};
-use crate::seams::{LocalFuture, Work};
-use crate::window::{Cleared, PlaceFailure, Placed};
+use crate::resource::{Backing, GuestBlob, HostBlob, MapState, Mappable, Memory, ResourceKey, Retired};
+use crate::seams::{Caching, LocalFuture, Work};
+use crate::window::{Cleared, MapError, PlaceFailure, Placed};
 
 /// Ids of buffers that the VMM has offered have this bit, which no context's own ids have.
 const OFFERED: u64 = 1 << 63;
@@ -40,11 +38,10 @@ impl Gpu {
             return Err(Refusal::ResourceId { id: create.resource });
         }
         self.check_blob(&create)?;
-        let charge = self.ledger.charge(Quota::Resources, 1)?;
         match create.memory {
-            BLOB_MEM_GUEST => self.create_guest_blob(&create, charge).map(Step::Done),
-            BLOB_MEM_HOST3D => self.create_host_blob(context, create, charge),
-            BLOB_MEM_HOST3D_GUEST => self.create_shadowed_blob(context, &create, charge),
+            BLOB_MEM_GUEST => self.create_guest_blob(&create).map(Step::Done),
+            BLOB_MEM_HOST3D => self.create_host_blob(context, &create),
+            BLOB_MEM_HOST3D_GUEST => self.create_shadowed_blob(context, &create),
             _ => Err(Refusal::Parameter("blob_mem is none of the three")),
         }
     }
@@ -62,7 +59,8 @@ impl Gpu {
         Ok(())
     }
 
-    fn create_guest_blob(&mut self, create: &CreateBlob, charge: Charge) -> Result<Response, Refusal> {
+    fn create_guest_blob(&mut self, create: &CreateBlob) -> Result<Response, Refusal> {
+        let charge = self.ledger.charge(Quota::Resources, 1)?;
         let backing = match create.entries.as_slice() {
             [] => None,
             entries => Some(Backing::new(entries, create.size, &*self.ram()?, &self.ledger)?),
@@ -71,7 +69,7 @@ impl Gpu {
         Ok(Response::NoData)
     }
 
-    fn create_host_blob(&mut self, context: u32, create: CreateBlob, charge: Charge) -> Result<Step, Refusal> {
+    fn create_host_blob(&mut self, context: u32, create: &CreateBlob) -> Result<Step, Refusal> {
         if !self.negotiated(features::VIRGL) {
             return Err(Refusal::NotNegotiated { feature: features::VIRGL });
         }
@@ -81,11 +79,12 @@ impl Gpu {
         let key = self.contexts.key(context).ok_or(Refusal::UnknownContext { id: context })?;
         let source = if create.blob_id & OFFERED != 0 { None } else { self.contexts.get_mut(key) };
         if source.as_ref().is_some_and(|context| context.is_rendered()) {
-            return self.create_rendered_blob(context, &create, charge);
+            return self.create_rendered_blob(context, create);
         }
+        let charge = self.ledger.charge(Quota::Resources, 1)?;
         let items = source.and_then(|context| context.items());
         if let Some(layout) = items.as_ref().and_then(|items| items.image(create.blob_id)) {
-            return self.create_image_blob(&create, layout, charge);
+            return self.create_image_blob(create, layout, charge);
         }
         let found = match &items {
             Some(items) => match items.get(create.blob_id) {
@@ -101,7 +100,7 @@ impl Gpu {
             None => self.offered.remove(&create.blob_id).map(Item::Buffer),
         };
         if let Some(Item::Buffer(buffer)) = item {
-            self.insert_host_blob(&create, buffer, charge, false);
+            self.insert_host_blob(create, buffer, charge);
         }
         Ok(Step::Done(Response::NoData))
     }
@@ -111,84 +110,13 @@ impl Gpu {
         fits(create.size, BufferKind::SharedMemory, layout.size, self.alignment)?;
         let (fd, bytes) = (self.ledger.charge(Quota::Fds, 1)?, self.ledger.charge(Quota::ImageBytes, layout.size)?);
         let buffer = HostBuffer::allocate(layout.size)?;
-        self.insert_host_blob(create, HeldBuffer::allocated(buffer, fd, bytes), charge, false);
+        self.insert_host_blob(create, HeldBuffer::allocated(buffer, fd, bytes), charge);
         Ok(Step::Done(Response::NoData))
     }
 
-    fn create_rendered_blob(&mut self, context: u32, create: &CreateBlob, charge: Charge) -> Result<Step, Refusal> {
-        let renderer = self.renderer.clone().ok_or(Refusal::UnknownObject { blob_id: create.blob_id })?;
-        let fd = self.ledger.charge(Quota::Fds, 1)?;
-        let CreateBlob { resource, flags, blob_id, size, .. } = *create;
-        let request = BlobRequest { context, resource, blob_id, size, flags };
-        let create = CreateBlob { entries: Vec::new(), ..*create };
-        self.making.insert(Made::Resource(resource));
-        let work = Work::Later(renderer.create_blob(request));
-        Step::after(work, self, move |gpu, file| {
-            gpu.making.remove(&Made::Resource(create.resource));
-            match gpu.take_rendered(&create, file?, fd) {
-                Ok(buffer) => gpu.insert_host_blob(&create, buffer, charge, true),
-                Err(refusal) => {
-                    gpu.forget_rendered(create.resource);
-                    return Err(refusal);
-                }
-            }
-            Ok(Response::NoData)
-        })
-    }
-
-    /// A host object of the renderer's that guest memory shadows: transfers copy between the two, and nothing is mapped.
-    fn create_shadowed_blob(&mut self, context: u32, create: &CreateBlob, charge: Charge) -> Result<Step, Refusal> {
-        if !self.negotiated(features::VIRGL) {
-            return Err(Refusal::NotNegotiated { feature: features::VIRGL });
-        }
-        let key = self.contexts.key(context).ok_or(Refusal::UnknownContext { id: context })?;
-        let CreateBlob { resource, flags, blob_id, size, .. } = *create;
-        let rendered = self.contexts.get(key).is_some_and(|context| context.is_rendered());
-        let renderer = self.renderer.clone().filter(|_| rendered);
-        let renderer = renderer.ok_or(Refusal::UnknownObject { blob_id })?;
-        let ram = self.ram()?;
-        let backing = match create.entries.as_slice() {
-            [] => None,
-            entries => Some(Backing::new(entries, size, &*ram, &self.ledger)?),
-        };
-        let shared = backing.as_ref().map(|backing| backing.share(&*ram, &self.lease));
-        self.making.insert(Made::Resource(resource));
-        let request = BlobRequest { context, resource, blob_id, size, flags };
-        let work = Work::Later(renderer.create_shadowed_blob(request, shared));
-        Step::after(work, self, move |gpu, created| {
-            gpu.making.remove(&Made::Resource(resource));
-            created?;
-            let blob = Rendered { id: resource, format: 0, width: 0, height: 0, least: size, backing };
-            gpu.insert(resource, Memory::Rendered(blob), charge);
-            Ok(Response::NoData)
-        })
-    }
-
-    /// A buffer that the renderer has exported, where it is one and large enough.
-    fn take_rendered(&mut self, create: &CreateBlob, file: OwnedFd, fd: Charge) -> Result<HeldBuffer, Refusal> {
-        let buffer = match HostBuffer::recognise(file) {
-            Ok(buffer) => buffer,
-            Err((error, file)) => {
-                self.outbox.quarantine.push(self.closer.close(file, fd));
-                return Err(error.into());
-            }
-        };
-        let held = HeldBuffer::new(buffer, fd);
-        if let Err(refusal) = fits(create.size, held.kind(), held.len(), self.alignment) {
-            self.outbox.chores.extend(held.close());
-            return Err(refusal);
-        }
-        Ok(held)
-    }
-
-    fn insert_host_blob(&mut self, create: &CreateBlob, buffer: HeldBuffer, charge: Charge, rendered: bool) {
-        let blob = Memory::Host(HostBlob {
-            size: create.size,
-            mappable: create.flags & BLOB_FLAG_MAPPABLE != 0,
-            rendered,
-            buffer: Rc::new(buffer),
-            mapping: MapState::Unmapped,
-        });
+    fn insert_host_blob(&mut self, create: &CreateBlob, buffer: HeldBuffer, charge: Charge) {
+        let window = mappable(create, Caching::Cached);
+        let blob = Memory::Host(HostBlob { window, rendered: false, buffer: Rc::new(buffer) });
         self.insert(create.resource, blob, charge);
     }
 
@@ -215,8 +143,14 @@ impl Gpu {
     }
 }
 
+/// A blob of host memory that is not mapped yet.
+pub(super) fn mappable(create: &CreateBlob, caching: Caching) -> Mappable {
+    let mappable = create.flags & BLOB_FLAG_MAPPABLE != 0;
+    Mappable { size: create.size, mappable, caching, mapping: MapState::Unmapped }
+}
+
 /// A blob may be as large as its buffer rounded up to the alignment, because guests ask for whole pages.
-fn fits(size: u64, kind: BufferKind, len: u64, alignment: u64) -> Result<(), Refusal> {
+pub(super) fn fits(size: u64, kind: BufferKind, len: u64, alignment: u64) -> Result<(), Refusal> {
     if len.checked_next_multiple_of(alignment).is_some_and(|most| size <= most) {
         return Ok(());
     }
@@ -230,32 +164,43 @@ pub(super) fn map_claims(resource: u32) -> Claims {
 
 impl Gpu {
     pub(super) fn map_blob(&mut self, resource: u32, offset: u64) -> Result<Step, Refusal> {
-        let (key, blob) = host_blob(&mut self.resources, resource)?;
+        let key = self.resources.key(resource).ok_or(Refusal::UnknownResource { id: resource })?;
+        let row = self.resources.get_mut(key).ok_or(Refusal::UnknownResource { id: resource })?;
+        let blob = row.memory.window_mut().ok_or(NO_HOST_BLOB)?;
         if !blob.mappable {
             return Err(Refusal::Parameter("the blob was not created for mapping"));
         }
         let window = self.window.as_ref().ok_or(Refusal::NoWindow)?;
         blob.mapping.begin_map()?;
-        let (kind, access) = (blob.buffer.kind(), blob.buffer.access());
-        debug!(offset, size = blob.size, ?kind, ?access, "placing");
-        let work = match window.reserve(offset, blob.size) {
-            Ok(range) => range.place(&blob.buffer, blob.size),
-            Err(error) => Work::Done(Err(error.into())),
+        let (size, caching) = (blob.size, blob.caching);
+        debug!(offset, size, "placing");
+        let work = match (window.reserve(offset, size), &row.memory) {
+            (Ok(range), Memory::Host(blob)) => range.place(&blob.buffer, size),
+            (Ok(range), _) => match &self.renderer {
+                Some(renderer) => range.place_own(|range| renderer.map_blob(resource, range)),
+                None => Work::Done(Err(MapError::NoFixedRange.into())),
+            },
+            (Err(error), _) => Work::Done(Err(error.into())),
         };
-        Step::after(work, self, move |gpu, placed| gpu.mapped(key, placed))
+        Step::after(work, self, move |gpu, placed| gpu.mapped(key, caching, placed))
     }
 
-    fn mapped(&mut self, key: ResourceKey, placed: Result<Placed, PlaceFailure>) -> Result<Response, Refusal> {
+    fn mapped(
+        &mut self,
+        key: ResourceKey,
+        caching: Caching,
+        placed: Result<Placed, PlaceFailure>,
+    ) -> Result<Response, Refusal> {
         let (placed, failure) = match placed {
             Ok(placed) => (Some(placed), None),
             Err(failure) => (None, Some(failure)),
         };
-        if let Some(Memory::Host(blob)) = self.resources.get_mut(key).map(|resource| &mut resource.memory) {
+        if let Some(blob) = self.resources.get_mut(key).and_then(|resource| resource.memory.window_mut()) {
             blob.mapping.end_map(placed);
         }
         let Some(failure) = failure else {
             self.counters.maps.bump();
-            return Ok(Response::MapInfo { map_info: MAP_CACHE_CACHED });
+            return Ok(Response::MapInfo { map_info: caching.map_info() });
         };
         self.counters.map_failures.bump();
         self.counters.quarantined.add(u64::from(failure.quarantined));
@@ -264,13 +209,15 @@ impl Gpu {
     }
 
     pub(super) fn unmap_blob(&mut self, resource: u32) -> Result<Step, Refusal> {
-        let (key, blob) = host_blob(&mut self.resources, resource)?;
+        let key = self.resources.key(resource).ok_or(Refusal::UnknownResource { id: resource })?;
+        let row = self.resources.get_mut(key).ok_or(Refusal::UnknownResource { id: resource })?;
+        let blob = row.memory.window_mut().ok_or(NO_HOST_BLOB)?;
         let placed = blob.mapping.begin_unmap()?;
         debug!(size = blob.size, "taking back");
         let work = placed.clear();
         Step::after(work, self, move |gpu, cleared| {
             let filled = matches!(cleared, Cleared::Filled);
-            if let Some(Memory::Host(blob)) = gpu.resources.get_mut(key).map(|resource| &mut resource.memory) {
+            if let Some(blob) = gpu.resources.get_mut(key).and_then(|resource| resource.memory.window_mut()) {
                 blob.mapping.end_unmap(filled);
             }
             gpu.counters.unmaps.bump();
@@ -288,17 +235,7 @@ impl Gpu {
     }
 }
 
-fn host_blob(
-    resources: &mut super::Table<ResourceKey, Resource>,
-    id: u32,
-) -> Result<(ResourceKey, &mut HostBlob), Refusal> {
-    let unknown = Refusal::UnknownResource { id };
-    let key = resources.key(id).ok_or(unknown)?;
-    match resources.get_mut(key).map(|resource| &mut resource.memory) {
-        Some(Memory::Host(blob)) => Ok((key, blob)),
-        _ => Err(Refusal::Parameter("only blobs of host memory are mapped into the window")),
-    }
-}
+const NO_HOST_BLOB: Refusal = Refusal::Parameter("only blobs of host memory are mapped into the window");
 
 /// Everything about the resource.
 pub(super) fn unref_claims(resource: u32) -> Claims {
@@ -327,13 +264,6 @@ impl Gpu {
 
     fn retired(&mut self, retired: Retired) -> Result<Response, Refusal> {
         if retired.quarantined { Err(self.quarantined(retired.rest)) } else { Ok(Response::NoData) }
-    }
-
-    pub(super) fn forget_rendered(&mut self, resource: u32) {
-        if let Some(renderer) = &self.renderer {
-            let told = renderer.destroy_resource(resource);
-            self.outbox.chores.push(Box::pin(async move { drop(told.await) }));
-        }
     }
 
     /// Gives up everything that the guest has made, for a reset. What does not happen at once goes on in the futures.

@@ -286,4 +286,13 @@ impl Gpu {
             self.outbox.signalled.push(ticket);
         }
     }
+
+    /// The renderer is lost: what waits for its fences waits no more. Whatever else is asked of it is answered by its thread's
+    /// end.
+    pub(crate) fn renderer_lost(&mut self) {
+        self.counters.renderers_lost.bump();
+        for context in self.contexts.iter_mut() {
+            self.outbox.signalled.extend(context.rendering.drain());
+        }
+    }
 }

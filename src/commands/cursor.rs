@@ -82,6 +82,7 @@ impl Gpu {
                 Ok((BLOB_FORMAT, Work::Later(fetching)))
             }
             Memory::Image(_) => Err(Refusal::Parameter("a cursor is 64 pixels wide and high")),
+            Memory::Own(_) => Err(Refusal::Parameter("the blob's memory is the renderer's own")),
             Memory::Rendered(rendered) => {
                 if (rendered.width, rendered.height) != (CURSOR_SIDE, CURSOR_SIDE) {
                     return Err(Refusal::Parameter("a cursor is 64 pixels wide and high"));

@@ -50,7 +50,7 @@ impl Gpu {
                 let pieces = blob.backing.as_ref().map(|backing| backing.pieces_of(0..blob.size).collect());
                 ExportedMemory::Guest(pieces.unwrap_or_default())
             }
-            Memory::Image(_) | Memory::Rendered(_) => ExportedMemory::Private,
+            Memory::Image(_) | Memory::Own(_) | Memory::Rendered(_) => ExportedMemory::Private,
         };
         Ok(Some(Exported { resource, memory }))
     }

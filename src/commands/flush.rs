@@ -109,7 +109,7 @@ impl Gpu {
             Memory::Image(image) => inside(changed, image.width, image.height)?,
             Memory::Rendered(rendered) => inside(changed, rendered.width, rendered.height)?,
             // A blob has no sides but those that a scanout gives it, each its own.
-            Memory::Guest(_) | Memory::Host(_) => {
+            Memory::Guest(_) | Memory::Host(_) | Memory::Own(_) => {
                 let views = self.scanouts.showing_resource(key).map(|(_, showing)| showing.view);
                 let sides = views.map(|view| inside(changed, view.width, view.height));
                 sides.reduce(Result::or).unwrap_or(Ok(()))?;
@@ -213,7 +213,9 @@ impl Gpu {
                     let range = part.view.bytes_of(rows);
                     (rows, &image.pixels[range.start as usize..range.end as usize], image.stride() as usize)
                 }
-                (_, Memory::Host(_) | Memory::Rendered(_)) => return self.fetch(&resource.memory, part),
+                (_, Memory::Host(_) | Memory::Own(_) | Memory::Rendered(_)) => {
+                    return self.fetch(&resource.memory, part);
+                }
             };
             let pixels = Pixels::new(bytes, stride, rows.width, rows.height);
             let area = on_display(&part.view, rows);
@@ -240,7 +242,7 @@ impl Gpu {
                 let rows = part.next_rows(FETCHED, part.row() as u64);
                 Ok(Progress::Fetch(self.fetch_rendered(rendered, rows)?, rows, part.row()))
             }
-            Memory::Image(_) | Memory::Guest(_) => Ok(Progress::Done),
+            Memory::Image(_) | Memory::Guest(_) | Memory::Own(_) => Ok(Progress::Done),
         }
     }
 }

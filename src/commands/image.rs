@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{Claim, Claims, Gpu, Refusal, Resource, Response, Step, Turn};
 use crate::display::{area, checked, inside};
-use crate::limits::Quota;
+use crate::limits::{Charge, Quota};
 use crate::protocol::format::PIXEL;
 use crate::protocol::wire::{MemEntry, ResourceCreate2d, TransferToHost2d};
 use crate::resource::{Backing, GuestRam, Image, Memory, ResourceKey};
@@ -48,8 +48,8 @@ impl Gpu {
     }
 
     /// Adds a resource under a free id.
-    pub(super) fn insert(&mut self, id: u32, memory: Memory, charge: crate::limits::Charge) {
-        self.resources.insert(id, Resource { memory, contexts: SmallVec::new(), uuid: None, charge });
+    pub(super) fn insert(&mut self, id: u32, memory: Memory, charge: Charge) -> ResourceKey {
+        self.resources.insert(id, Resource { memory, contexts: SmallVec::new(), uuid: None, charge, rendering: None })
     }
 
     pub(super) fn transfer_to_host_2d(&mut self, transfer: &TransferToHost2d) -> Result<Step, Refusal> {
@@ -126,7 +126,7 @@ impl Gpu {
             Memory::Guest(blob) => (blob.size, None),
             Memory::Rendered(rendered) => (rendered.least, self.renderer.clone()),
             // Each transfer says what it needs.
-            Memory::Image(_) | Memory::Host(_) => (1, None),
+            Memory::Image(_) | Memory::Host(_) | Memory::Own(_) => (1, None),
         };
         let slot = backing_slot(resource)?;
         if slot.is_some() {

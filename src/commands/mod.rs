@@ -300,7 +300,7 @@ impl Gpu {
             Command::GetCapset { id, version } => self.capset(id, version).map(Step::Done),
             Command::UpdateCursor(cursor) => self.update_cursor(&cursor),
             Command::MoveCursor(cursor) => self.move_cursor(&cursor).map(Step::Done),
-            Command::SetScanout(set) => self.set_scanout(&set).map(Step::Done),
+            Command::SetScanout(set) => self.set_scanout(&set),
             Command::SetScanoutBlob(set) => self.set_scanout_blob(&set).map(Step::Done),
             Command::Flush(flush) => self.flush(&flush),
             Command::Create2d(create) => self.create_2d(&create).map(Step::Done),
@@ -320,6 +320,11 @@ impl Gpu {
             Command::CtxDetach { resource } => self.ctx_detach(context, resource),
             Command::Submit { stream } => self.submit(context, stream),
         }
+    }
+
+    /// Is ready when the renderer is lost.
+    pub(crate) fn watch_renderer(&self) -> Option<LocalFuture<()>> {
+        self.renderer.as_ref().map(|renderer| renderer.watch(self.limits.renderer_deadline))
     }
 
     /// Whether there is such a context now.

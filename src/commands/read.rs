@@ -32,11 +32,11 @@ impl Gpu {
         };
         match &row.memory {
             Memory::Host(blob) => {
-                let range = span.within(blob.size.min(blob.buffer.readable()?))?;
+                let range = span.within(blob.window.size.min(blob.buffer.readable()?))?;
                 Ok(self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range, Line::Vmm))
             }
             Memory::Guest(blob) => self.read_guest_blob(blob, span),
-            Memory::Image(_) | Memory::Rendered(_) => Err(ReadError::NotABlob { resource }),
+            Memory::Image(_) | Memory::Own(_) | Memory::Rendered(_) => Err(ReadError::NotABlob { resource }),
         }
     }
 
@@ -93,7 +93,7 @@ impl Gpu {
         range: Range<u64>,
         line: Line,
     ) -> Result<LocalFuture<Fetched>, Refusal> {
-        let readable = blob.size.min(blob.buffer.readable()?);
+        let readable = blob.window.size.min(blob.buffer.readable()?);
         let range = Span::new(&range).within(readable)?;
         let reading = self.reads.buffer(blob.buffer.duplicate(&self.ledger)?, range, line);
         Ok(Box::pin(async move { reading.await.into() }))

@@ -137,7 +137,14 @@ fn map_code(error: &MapError) -> ErrorCode {
         {
             ErrorCode::OutOfMemory
         }
-        MapError::Place { .. } | MapError::Deadline { .. } | MapError::Io(_) => ErrorCode::Unspec,
+        MapError::Own(error) if matches!(error.downcast_ref(), Some(RendererError::OutOfMemory(_))) => {
+            ErrorCode::OutOfMemory
+        }
+        MapError::Place { .. }
+        | MapError::Deadline { .. }
+        | MapError::Io(_)
+        | MapError::NoFixedRange
+        | MapError::Own(_) => ErrorCode::Unspec,
     }
 }
 

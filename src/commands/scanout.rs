@@ -1,15 +1,17 @@
 //! What is shown where: SET_SCANOUT, SET_SCANOUT_BLOB, and the redraws that a VMM asks for.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use super::{Claim, Claims, Gpu, Refusal, Response, Step};
 use crate::buffer::BufferKind;
-use crate::display::{Scanouts, View, area};
+use crate::display::{InBuffer, Scanouts, View, area};
+use crate::limits::Quota;
 use crate::protocol::wire::{SetScanout, SetScanoutBlob};
-use crate::resource::{Memory, Resource, ResourceKey};
-use crate::seams::Area;
+use crate::renderer::RenderedPicture;
+use crate::resource::{ExportedPicture, Memory, Rendered, Resource, ResourceKey};
+use crate::seams::{Area, Plane, Work};
 
 /// The scanout, and the resource that it shows.
 pub(super) fn claims(scanout: u32, resource: u32) -> Claims {
@@ -20,28 +22,64 @@ pub(super) fn claims(scanout: u32, resource: u32) -> Claims {
     claims
 }
 
-/// The dma-buf that a resource is.
-fn dma_buf<C: slotmap::Key>(resource: &Resource<C>) -> Option<BorrowedFd<'_>> {
+/// The dma-buf that a resource is, or that its picture lies in.
+fn dma_buf<C: slotmap::Key>(resource: &Resource<C>) -> Option<InBuffer<'_>> {
     match &resource.memory {
-        Memory::Host(blob) if blob.buffer.kind() == BufferKind::DmaBuf => Some(blob.buffer.as_fd()),
+        Memory::Host(blob) if blob.buffer.kind() == BufferKind::DmaBuf => {
+            Some(InBuffer { file: blob.buffer.as_fd(), layout: None })
+        }
+        Memory::Rendered(Rendered { picture: Some(Some(picture)), .. }) => {
+            Some(InBuffer { file: picture.buffer.as_fd(), layout: Some((&picture.planes, picture.modifier)) })
+        }
         _ => None,
     }
 }
 
 impl Gpu {
-    pub(super) fn set_scanout(&mut self, set: &SetScanout) -> Result<Response, Refusal> {
-        let Some((scanout, resource)) = self.what_to_show(set.scanout_id.get(), set.resource_id.get())? else {
-            return Ok(Response::NoData);
+    pub(super) fn set_scanout(&mut self, set: &SetScanout) -> Result<Step, Refusal> {
+        let Some((scanout, id)) = self.what_to_show(set.scanout_id.get(), set.resource_id.get())? else {
+            return Ok(Step::Done(Response::NoData));
         };
-        let (key, resource) = self.resource(resource)?;
+        let (key, resource) = self.resource(id)?;
         let shown = area(&set.rect);
-        let view = match &resource.memory {
-            Memory::Image(image) => View::packed(image.format.wire(), image.width, image.height, shown)?,
-            Memory::Rendered(rendered) => rendered.view(shown)?,
-            Memory::Guest(_) | Memory::Host(_) => return Err(Refusal::Parameter("a blob has no format of its own")),
+        let (view, asked) = match &resource.memory {
+            Memory::Image(image) => (View::packed(image.format.wire(), image.width, image.height, shown)?, true),
+            Memory::Rendered(rendered) => (rendered.view(shown)?, rendered.picture.is_some()),
+            Memory::Guest(_) | Memory::Host(_) | Memory::Own(_) => {
+                return Err(Refusal::Parameter("a blob has no format of its own"));
+            }
         };
-        self.scanouts.show(scanout, key, view, None);
-        Ok(Response::NoData)
+        let work = match self.renderer.clone().filter(|_| !asked) {
+            Some(renderer) => Work::Later(renderer.export_picture(id)),
+            None => Work::Done(Ok(None)),
+        };
+        Step::after(work, self, move |gpu, exported| {
+            if !asked {
+                gpu.take_picture(key, exported?);
+            }
+            if let Some(resource) = gpu.resources.get(key) {
+                gpu.scanouts.show(scanout, key, view, dma_buf(resource));
+            }
+            Ok(Response::NoData)
+        })
+    }
+
+    /// Keeps what the renderer has exported of a picture; without it the pixels are read.
+    fn take_picture(&mut self, key: ResourceKey, exported: Option<RenderedPicture>) {
+        let picture = exported.and_then(|RenderedPicture { file, planes, modifier }| {
+            let planes: SmallVec<[Plane; 4]> = planes.into_iter().take(4).collect();
+            let fd = self.ledger.charge(Quota::Fds, 1).ok()?;
+            let buffer = self.take_file(file, fd).ok()?;
+            let is_picture = buffer.kind() == BufferKind::DmaBuf && !planes.is_empty();
+            if !is_picture {
+                self.outbox.chores.extend(buffer.close());
+                return None;
+            }
+            Some(ExportedPicture { buffer, planes, modifier })
+        });
+        if let Some(Memory::Rendered(rendered)) = self.resources.get_mut(key).map(|row| &mut row.memory) {
+            rendered.picture = Some(picture);
+        }
     }
 
     pub(super) fn set_scanout_blob(&mut self, set: &SetScanoutBlob) -> Result<Response, Refusal> {
@@ -52,7 +90,8 @@ impl Gpu {
         let Some(resource) = self.resources.get(key) else { return Err(Refusal::UnknownResource { id: resource }) };
         let size = match &resource.memory {
             Memory::Guest(blob) => blob.size,
-            Memory::Host(blob) => blob.size.min(blob.buffer.len()),
+            Memory::Host(blob) => blob.window.size.min(blob.buffer.len()),
+            Memory::Own(_) => return Err(Refusal::Parameter("the blob's memory is the renderer's own")),
             Memory::Image(_) | Memory::Rendered(_) => return Err(Refusal::Parameter("the resource is no blob")),
         };
         let (view, buffer) = (View::of_blob(set, size)?, dma_buf(resource));

@@ -22,7 +22,7 @@ use crate::protocol::config::LiveConfig;
 use crate::protocol::cross_domain::ChannelType;
 use crate::protocol::features::{BLOB_ALIGNMENT, VIRGL, offer_without};
 use crate::protocol::wire::MAX_SCANOUTS;
-use crate::renderer::{Renderer, RendererFactory, RendererThread};
+use crate::renderer::{Renderer, RendererFactory, Running};
 use crate::resource::ResourceKey;
 use crate::seams::{Display, SharedMemory};
 use crate::sys::ring;
@@ -148,7 +148,7 @@ impl Builder {
     }
 
     /// The renderer for contexts of its capability sets. `factory` is called on the renderer's own thread, and building
-    /// the device waits for it.
+    /// the device waits for it. A renderer without capability sets is dropped with a word in the log: the device does without.
     pub fn renderer<R: Renderer + 'static>(mut self, factory: impl FnOnce() -> io::Result<R> + Send + 'static) -> Self {
         self.renderer = Some(Box::new(|| Ok(Box::new(factory()?) as Box<dyn Renderer>)));
         self
@@ -166,9 +166,10 @@ impl Builder {
         }
         let counters = Arc::new(LiveCounters::default());
         let scanouts = self.connected(Arc::clone(&counters))?;
-        let renderer = self.renderer.map(RendererThread::start).transpose()?;
+        let most = self.limits.requests_of_renderer();
+        let renderer = self.renderer.map(|factory| Running::start(factory, most)).transpose()?.flatten();
         let offered = offer_without(self.withheld);
-        let capsets = capset_count(renderer.as_ref().map_or(0, |(_, capsets, _)| capsets.len()));
+        let capsets = capset_count(renderer.as_ref().map_or(0, |renderer| renderer.capsets.len()));
         // What a driver cannot use it is not told of.
         let capsets = if offered & VIRGL == 0 { 0 } else { capsets };
         let stated_alignment = if offered & BLOB_ALIGNMENT == 0 { 0 } else { alignment as u32 };

@@ -25,9 +25,9 @@ use crate::pipeline::{Active, Pipeline, ReadEnd, Source};
 use crate::protocol::config::LiveConfig;
 use crate::protocol::features::EVENT_IDX;
 use crate::queue::Ring;
-use crate::renderer::{Capset, RendererEnd, RendererThread};
+use crate::renderer::Running;
 use crate::resource::ResourceKey;
-use crate::seams::SharedMemory;
+use crate::seams::{LocalFuture, SharedMemory};
 use crate::sys::ring::Nudge;
 use crate::window::{ReadOnlyPolicy, Window};
 
@@ -41,7 +41,7 @@ pub(super) struct Setup {
     pub(super) read_only: ReadOnlyPolicy,
     pub(super) alignment: u64,
     pub(super) hosts: HostSockets,
-    pub(super) renderer: Option<(RendererThread, Vec<Capset>, RendererEnd)>,
+    pub(super) renderer: Option<Running>,
     pub(super) scanouts: Scanouts<ResourceKey>,
     pub(super) config: Arc<LiveConfig>,
     pub(super) counters: Arc<LiveCounters>,
@@ -194,13 +194,16 @@ fn poll_next<M: GuestAddressSpace + Send + 'static>(
     pipeline.poll_again(cx).map(|never| match never {})
 }
 
-fn assemble<M: GuestAddressSpace + Send + 'static>(setup: Setup) -> io::Result<(Pipeline<M>, Option<RendererEnd>)> {
+fn assemble<M>(setup: Setup) -> io::Result<(Pipeline<M>, Option<LocalFuture<()>>)>
+where
+    M: GuestAddressSpace + Send + 'static,
+{
     let Setup { mut limits, window, read_only, alignment, hosts, renderer, scanouts, config, counters, nudge } = setup;
     limits.commands_in_flight = limits.commands_in_flight.max(1);
     let ledger = Ledger::new(&limits);
     let window =
         window.map(|memory| Window::new(memory, alignment, read_only, limits.deadline, std::rc::Rc::clone(&ledger)));
-    let (renderer, capsets, end) = match renderer {
+    let (renderer, capsets, end) = match renderer.map(|running| running.into_parts(limits.deadline)) {
         Some((thread, capsets, end)) => (Some(thread), capsets, Some(end)),
         None => (None, Vec::new(), None),
     };
@@ -248,12 +251,12 @@ fn source<M: GuestAddressSpace>(
 /// Ends the device: quiet first, then its renderer's thread.
 async fn end<M: GuestAddressSpace + Send + 'static>(
     mut pipeline: Pipeline<M>,
-    renderer: Option<RendererEnd>,
+    renderer: Option<LocalFuture<()>>,
     deadline: std::time::Duration,
 ) {
     pipeline.quiesce(deadline).await;
     drop(pipeline);
-    if let Some(renderer) = renderer {
-        renderer.wait(deadline).await;
+    if let Some(ended) = renderer {
+        ended.await;
     }
 }

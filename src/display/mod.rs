@@ -25,7 +25,7 @@ pub(crate) use view::{View, ViewError, area, checked, inside, intersection};
 use crate::observe::LiveCounters;
 use crate::protocol::format::Format;
 use crate::protocol::wire::{DisplayOne, MAX_SCANOUTS, Rect};
-use crate::seams::{Area, Cursor, Display, DmaBuf, LocalFuture, Picture, Pixels};
+use crate::seams::{Area, Cursor, Display, DmaBuf, LocalFuture, Picture, Pixels, Plane};
 use contained::Contained;
 
 /// Why a display was not connected or changed.
@@ -70,6 +70,13 @@ pub(crate) struct Showing<R> {
     attached: bool,
     /// The display has the dma-buf itself.
     pub(crate) by_buffer: bool,
+}
+
+/// The dma-buf that a picture lies in.
+pub(crate) struct InBuffer<'a> {
+    pub(crate) file: BorrowedFd<'a>,
+    /// Its planes and its modifier, where somebody else than the guest knows them.
+    pub(crate) layout: Option<(&'a [Plane], Option<u64>)>,
 }
 
 /// A cursor as the guest has set it.
@@ -226,14 +233,14 @@ impl<R: Key> Scanouts<R> {
     }
 
     /// Shows part of a resource. `buffer` is the dma-buf that it is.
-    pub(crate) fn show(&mut self, scanout: u32, resource: R, view: View, buffer: Option<BorrowedFd<'_>>) {
+    pub(crate) fn show(&mut self, scanout: u32, resource: R, view: View, buffer: Option<InBuffer<'_>>) {
         let Some(row) = self.at_mut(scanout) else { return };
         row.showing = Some(Showing { resource, view, epoch: 0, attached: false, by_buffer: false });
         self.attach(scanout, buffer);
     }
 
     /// Tells the display what its scanout shows. What is on its way to the display from before is not drawn any more.
-    pub(crate) fn attach(&mut self, scanout: u32, buffer: Option<BorrowedFd<'_>>) {
+    pub(crate) fn attach(&mut self, scanout: u32, buffer: Option<InBuffer<'_>>) {
         self.last_epoch += 1;
         let epoch = self.last_epoch;
         let Some(row) = self.at_mut(scanout) else { return };
@@ -242,8 +249,11 @@ impl<R: Key> Scanouts<R> {
         let Some(connected) = &mut row.connected else { return };
         showing.attached = true;
         let View { format, width, height, shown, .. } = showing.view;
-        let (planes, id) = (showing.view.planes(), showing.resource.data().as_ffi());
-        let buffer = buffer.map(|file| DmaBuf { file, id, width, height, planes: &planes, modifier: None, shown });
+        let (stated, id) = (showing.view.planes(), showing.resource.data().as_ffi());
+        let buffer = buffer.map(|InBuffer { file, layout }| {
+            let (planes, modifier) = layout.unwrap_or((&stated, None));
+            DmaBuf { file, id, width, height, planes, modifier, shown }
+        });
         let mut picture = Picture { width: shown.width, height: shown.height, format, buffer };
         let taken = connected.display.call(|display| buffer.is_some() && display.takes_buffer(&picture));
         showing.by_buffer = taken == Some(true);

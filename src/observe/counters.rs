@@ -96,6 +96,8 @@ counters! {
     frames_late,
     /// Displays that panicked.
     displays_lost,
+    /// Renderers that panicked, or whose call did not end: 3D is refused from then on.
+    renderers_lost,
     /// Cross-domain channels opened to a host service.
     channels_opened,
     /// Cross-domain channels closed, by either side.

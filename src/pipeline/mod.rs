@@ -126,6 +126,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     reads: FuturesUnordered<LocalFuture<ReadEnd>>,
     channels: SelectAll<Channel<ContextKey>>,
     fences: UnboundedReceiver<(ContextKey, Ticket)>,
+    /// Is ready when the renderer is lost.
+    renderer: Option<LocalFuture<()>>,
     /// For turns that end with more to do.
     nudge: Nudge,
     /// Something was added to the sets above that has not been polled yet.
@@ -155,6 +157,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             backing_entries: usize::try_from(gpu.limits.backing_entries).unwrap_or(usize::MAX),
             submit_bytes: usize::try_from(gpu.limits.submit_bytes).unwrap_or(usize::MAX),
         };
+        let renderer = gpu.watch_renderer();
         Self {
             gpu,
             active: None,
@@ -169,6 +172,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             reads: FuturesUnordered::new(),
             channels: SelectAll::new(),
             fences,
+            renderer,
             nudge,
             fresh: false,
             stalled: false,

@@ -1,8 +1,11 @@
 //! Guest memory as the rooms below the queues see it: two questions, asked anew each time, because regions may go.
 
+use std::any::Any;
+use std::ptr::NonNull;
+
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryBackend, Permissions};
 
-use crate::resource::GuestRam;
+use crate::resource::{GuestRam, HostPiece};
 
 /// A VMM's guest memory.
 pub(super) struct Ram<M>(pub(super) M);
@@ -27,6 +30,21 @@ impl<M: GuestAddressSpace + Send + 'static> GuestRam for Ram<M> {
 
     fn share(&self) -> Box<dyn GuestRam + Send> {
         Box::new(Self(self.0.clone()))
+    }
+
+    fn pin(&self, ranges: &mut dyn Iterator<Item = (u64, u64)>) -> Option<(Vec<HostPiece>, Box<dyn Any>)> {
+        let memory = self.0.memory();
+        let mut pieces = Vec::new();
+        for (address, len) in ranges {
+            let len = usize::try_from(len).ok()?;
+            let memory = memory.physical_memory()?;
+            for slice in GuestMemoryBackend::get_slices(memory, GuestAddress(address), len) {
+                let slice = slice.ok()?;
+                let address = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
+                pieces.push(HostPiece { address, len: slice.len() });
+            }
+        }
+        Some((pieces, Box::new(memory)))
     }
 }
 
@@ -62,5 +80,9 @@ impl<M: GuestAddressSpace + Send + 'static> GuestRam for Held<'_, M> {
 
     fn share(&self) -> Box<dyn GuestRam + Send> {
         self.all.share()
+    }
+
+    fn pin(&self, ranges: &mut dyn Iterator<Item = (u64, u64)>) -> Option<(Vec<HostPiece>, Box<dyn Any>)> {
+        self.all.pin(ranges)
     }
 }

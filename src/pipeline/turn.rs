@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tracing::Span;
 use vm_memory::GuestAddressSpace;
 
@@ -86,6 +86,12 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// Books what has ended: work, fences, displays, events of channels. Each has its own part of the turn, so that none
     /// starves another.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.renderer.as_mut().is_some_and(|lost| lost.poll_unpin(cx).is_ready()) {
+            self.renderer = None;
+            self.gpu.renderer_lost();
+            self.take_outbox();
+            self.obey();
+        }
         let mut full = self.poll_commands(cx);
         let mut budget = EVENTS_A_TURN;
         while budget > 0

@@ -80,6 +80,10 @@ pub const BLOB_FLAG_CROSS_DEVICE: u32 = 1 << 2;
 
 /// `VIRTIO_GPU_MAP_CACHE_CACHED`: the guest maps the blob write-back.
 pub const MAP_CACHE_CACHED: u32 = 1;
+/// `VIRTIO_GPU_MAP_CACHE_UNCACHED`: the guest maps the blob uncached.
+pub const MAP_CACHE_UNCACHED: u32 = 2;
+/// `VIRTIO_GPU_MAP_CACHE_WC`: the guest maps the blob write-combining.
+pub const MAP_CACHE_WC: u32 = 3;
 
 /// Capability set of cross-domain contexts (`VIRTIO_GPU_CAPSET_CROSS_DOMAIN`).
 pub const CAPSET_CROSS_DOMAIN: u32 = 5;

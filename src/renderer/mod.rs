@@ -6,12 +6,13 @@ mod thread;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
 
-pub(crate) use thread::{RendererEnd, RendererThread};
+pub(crate) use thread::{Created, RendererThread, Running};
 
 pub use crate::protocol::command::Direction;
 use crate::resource::GuestBacking;
-use crate::seams::Area;
+use crate::seams::{Area, Caching, Plane};
 
 /// A capability set that a renderer offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +35,63 @@ pub enum RendererError {
     /// It is out of memory or of another resource.
     #[error("the renderer is out of resources: {0}")]
     OutOfMemory(String),
-    /// Its thread has ended.
+    /// Its thread has ended, or is taken for hung.
     #[error("the renderer has stopped")]
     Stopped,
+}
+
+/// What a renderer has made a blob of.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RenderedBlob {
+    /// Where its memory is.
+    pub memory: BlobMemory,
+    /// How a guest is to map it.
+    pub caching: Caching,
+}
+
+/// Where a blob's memory is.
+#[derive(Debug)]
+pub enum BlobMemory {
+    /// In a memfd or a dma-buf, which the device maps and closes.
+    File(OwnedFd),
+    /// Where the renderer alone can reach it: the device has it mapped by [`Renderer::map_blob`].
+    Own,
+}
+
+impl RenderedBlob {
+    /// A blob of this memory, mapped by guests as this says.
+    #[must_use]
+    pub fn new(memory: BlobMemory, caching: Caching) -> Self {
+        Self { memory, caching }
+    }
+}
+
+/// Memory that guests map write-back.
+impl From<OwnedFd> for RenderedBlob {
+    fn from(file: OwnedFd) -> Self {
+        Self::new(BlobMemory::File(file), Caching::Cached)
+    }
+}
+
+/// The dma-buf that a picture of a renderer's lies in.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RenderedPicture {
+    /// A descriptor of its own, which the device closes.
+    pub file: OwnedFd,
+    /// Its planes, one at least and four at most.
+    pub planes: Vec<Plane>,
+    /// The layout (`DRM_FORMAT_MOD_*`).
+    pub modifier: Option<u64>,
+}
+
+impl RenderedPicture {
+    /// A picture in this dma-buf.
+    #[must_use]
+    pub fn new(file: OwnedFd, planes: Vec<Plane>, modifier: Option<u64>) -> Self {
+        Self { file, planes, modifier }
+    }
 }
 
 /// A host object that a guest wants as a blob.
@@ -136,13 +191,15 @@ impl Drop for Fence {
 }
 
 /// A renderer. Every call comes from one thread, in the order in which the guest's commands may take effect. A call may
-/// take as long as it needs: only commands of its contexts wait for it, and a reset no longer than
-/// [`Limits::deadline`](crate::Limits::deadline). A renderer that panics has stopped: what is asked of it is answered
-/// ERR_UNSPEC from then on.
+/// take its time: only commands of its contexts wait for it, and a reset no longer than
+/// [`Limits::deadline`](crate::Limits::deadline). A renderer that panics has stopped, and so has one whose call lasts longer
+/// than [`Limits::renderer_deadline`](crate::Limits::renderer_deadline): every command that waits for it is answered
+/// ERR_UNSPEC, and so is whatever asks for it from then on, until the device is built anew
+/// ([`Counters::renderers_lost`](crate::Counters)). One that returns from such a call after all is dropped at once.
 ///
 /// A renderer without 3D resources (Venus, native contexts) leaves out what deals with them: it is refused then.
 pub trait Renderer {
-    /// The capability sets that it serves; asked for once.
+    /// The capability sets that it serves; asked for once. A renderer without any is not used.
     fn capsets(&self) -> Vec<Capset>;
 
     /// Makes a context; `capset` is one of its own, or 0 where the guest named none.
@@ -166,11 +223,29 @@ pub trait Renderer {
     /// A stream that it refuses.
     fn submit(&mut self, context: u32, stream: &[u8]) -> Result<(), RendererError>;
 
-    /// Makes a resource of a host object and exports its memory: a memfd or a dma-buf, which the device maps and closes.
+    /// Makes a resource of a host object.
     ///
     /// # Errors
-    /// An object that does not exist or has no memory to export.
-    fn create_blob(&mut self, request: &BlobRequest) -> Result<OwnedFd, RendererError>;
+    /// An object that does not exist or has no memory.
+    fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError>;
+
+    /// Maps a blob whose memory is its [own](BlobMemory::Own) over the `len` bytes from `address` on, in place of what is mapped
+    /// there. `len` is the blob's size in whole pages. The device alone takes the mapping away again, by mapping something
+    /// else over it, also after an error. The blob may have gone by then: the mapping must outlast it.
+    ///
+    /// # Errors
+    /// Memory that cannot be mapped.
+    fn map_blob(&mut self, resource: u32, address: NonNull<u8>, len: usize) -> Result<(), RendererError> {
+        let _ = (resource, address, len);
+        Err(RendererError::Invalid("its blobs cannot be mapped".into()))
+    }
+
+    /// How many descriptors it keeps open for a resource that it has just made, until that is destroyed: they count for
+    /// [`Limits::fds`](crate::Limits::fds).
+    fn descriptors(&mut self, resource: u32) -> u64 {
+        let _ = resource;
+        0
+    }
 
     /// Makes a resource of a host object which guest memory shadows: transfers copy between the two. `backing` is that
     /// memory, or it is attached later.
@@ -226,6 +301,13 @@ pub trait Renderer {
     fn read_pixels(&mut self, resource: u32, area: Area) -> Result<Vec<u8>, RendererError> {
         let _ = (resource, area);
         Err(no_3d_resources())
+    }
+
+    /// The dma-buf that a resource's picture lies in, for displays that take dma-bufs. Asked for when a scanout first shows the
+    /// resource. `None`: its pixels are [read](Self::read_pixels).
+    fn export_picture(&mut self, resource: u32) -> Option<RenderedPicture> {
+        let _ = resource;
+        None
     }
 
     /// Forgets a resource that it has made, also one whose descriptor was of no use. Its mapping may outlast it.

@@ -1,8 +1,10 @@
 //! Guest memory behind a resource: a scatter list that was checked once, and is checked by the memory itself at every
 //! access, because regions may go while it is attached.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +24,18 @@ pub(crate) trait GuestRam {
     fn held(&self) -> Box<dyn GuestRam + '_>;
     /// The same memory for another thread.
     fn share(&self) -> Box<dyn GuestRam + Send>;
+    /// Where the ranges lie in this process, and what keeps them there; `None` where not all of them are RAM, or it has no
+    /// addresses.
+    fn pin(&self, ranges: &mut dyn Iterator<Item = (u64, u64)>) -> Option<(Vec<HostPiece>, Box<dyn Any>)>;
+}
+
+/// A piece of guest memory in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPiece {
+    /// Its first byte. The guest reads and writes it at the same time.
+    pub address: NonNull<u8>,
+    /// Bytes from there on.
+    pub len: usize,
 }
 
 /// Why a list of entries is refused.
@@ -119,7 +133,7 @@ impl Backing {
 /// another driver. It ends with the value at the latest.
 #[derive(Debug, Default)]
 pub(crate) struct Lease {
-    /// How many copies are under way, and [`ENDED`].
+    /// How many copies are under way and how many backings pinned, and [`ENDED`].
     copies: Arc<AtomicUsize>,
 }
 
@@ -131,7 +145,7 @@ impl Lease {
         self.copies.fetch_or(ENDED, Ordering::SeqCst);
     }
 
-    /// Whether no copy is under way.
+    /// Whether no copy is under way, and no memory pinned.
     pub(crate) fn is_quiet(&self) -> bool {
         self.copies.load(Ordering::SeqCst) & !ENDED == 0
     }
@@ -143,18 +157,18 @@ impl Drop for Lease {
     }
 }
 
-/// A copy that is under way.
-struct Touch<'a>(&'a AtomicUsize);
+/// A copy that is under way, or memory that a renderer has the addresses of.
+struct Touch(Arc<AtomicUsize>);
 
-impl<'a> Touch<'a> {
+impl Touch {
     /// `None` where the lease has ended.
-    fn begin(copies: &'a AtomicUsize) -> Option<Self> {
-        let copy = Self(copies);
+    fn begin(copies: &Arc<AtomicUsize>) -> Option<Self> {
+        let copy = Self(Arc::clone(copies));
         (copies.fetch_add(1, Ordering::SeqCst) & ENDED == 0).then_some(copy)
     }
 }
 
-impl Drop for Touch<'_> {
+impl Drop for Touch {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -210,6 +224,42 @@ impl GuestBacking {
         let copy = Touch::begin(&self.copies);
         let written = copy.is_some_and(|_copy| write(&self.pieces, &*self.ram, start, data));
         if written { Ok(()) } else { Err(range) }
+    }
+
+    /// The addresses of this memory, for a renderer whose library copies by itself. A reset waits until they are given back.
+    /// What is written through them is in no record of dirty pages.
+    ///
+    /// # Errors
+    /// [`NotBacked`]: it is guest memory no more, or memory that has no addresses (behind an IOMMU).
+    pub fn pin(&self) -> Result<PinnedBacking, NotBacked> {
+        let missing = NotBacked { start: 0, len: self.len, have: self.len };
+        let touch = Touch::begin(&self.copies).ok_or_else(|| missing.clone())?;
+        let mut pieces = self.pieces.iter().map(|piece| (piece.address, piece.len));
+        let (pieces, memory) = self.ram.pin(&mut pieces).ok_or(missing)?;
+        Ok(PinnedBacking { pieces, _memory: memory, _touch: touch })
+    }
+}
+
+/// Guest memory behind a resource by its addresses, which stay what they are for as long as this value lives. It does not
+/// leave the thread.
+#[must_use = "the addresses are good for as long as this lives"]
+pub struct PinnedBacking {
+    pieces: Vec<HostPiece>,
+    _memory: Box<dyn Any>,
+    _touch: Touch,
+}
+
+impl PinnedBacking {
+    /// Its pieces, in order.
+    #[must_use]
+    pub fn pieces(&self) -> &[HostPiece] {
+        &self.pieces
+    }
+}
+
+impl fmt::Debug for PinnedBacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedBacking").field("pieces", &self.pieces).finish_non_exhaustive()
     }
 }
 
@@ -295,6 +345,13 @@ mod tests {
         fn share(&self) -> Box<dyn GuestRam + Send> {
             Box::new(self.clone())
         }
+        fn pin(&self, ranges: &mut dyn Iterator<Item = (u64, u64)>) -> Option<(Vec<HostPiece>, Box<dyn Any>)> {
+            let piece = |(address, len): (u64, u64)| {
+                let address = NonNull::from(&mut self.bytes()[address as usize..][..len as usize]).cast();
+                HostPiece { address, len: len as usize }
+            };
+            Some((ranges.map(piece).collect(), Box::new(self.clone())))
+        }
     }
 
     fn entry(addr: u64, length: u32) -> MemEntry {
@@ -371,5 +428,21 @@ mod tests {
         shared.read(0, &mut [0]).expect_err("the lease has ended");
         assert!(lease.is_quiet());
         assert_eq!(ram.bytes()[0], 0);
+    }
+
+    #[test]
+    fn a_lease_is_never_quiet_while_somebody_has_addresses_and_hands_out_none_after_its_end() {
+        let ram = Ram::new(64);
+        let ledger = Ledger::new(&Limits::default());
+        let backing = Backing::new(&[entry(32, 4), entry(0, 8)], 12, &ram, &ledger).expect("valid");
+        let lease = Lease::default();
+        let shared = backing.share(&ram, &lease);
+        let pinned = shared.pin().expect("a lease that lasts");
+        assert_eq!(pinned.pieces().iter().map(|piece| piece.len).collect::<Vec<_>>(), [4, 8]);
+        lease.end();
+        assert!(!lease.is_quiet());
+        shared.pin().expect_err("the lease has ended");
+        drop(pinned);
+        assert!(lease.is_quiet());
     }
 }

@@ -1,10 +1,11 @@
-//! Blobs: guest memory, or a host buffer with the state machine of its mapping.
+//! Blobs: guest memory, or memory of the host's with the state machine of its mapping.
 //! A lease on the window exists only inside [`MapState::Mapped`] or inside the future that is placing or clearing it.
 
 use std::rc::Rc;
 
 use super::Backing;
 use crate::buffer::HeldBuffer;
+use crate::seams::Caching;
 use crate::window::Placed;
 
 /// A blob in guest memory, with or without the list that says where.
@@ -20,15 +21,21 @@ impl GuestBlob {
     }
 }
 
-/// A blob that is a host buffer.
-pub(crate) struct HostBlob {
+/// A blob of host memory, as the window knows it.
+pub(crate) struct Mappable {
     pub(crate) size: u64,
     pub(crate) mappable: bool,
+    pub(crate) caching: Caching,
+    pub(crate) mapping: MapState,
+}
+
+/// A blob that is a host buffer.
+pub(crate) struct HostBlob {
+    pub(crate) window: Mappable,
     /// The renderer knows it too.
     pub(crate) rendered: bool,
     /// The one descriptor, shared with nothing but work under way on this blob.
     pub(crate) buffer: Rc<HeldBuffer>,
-    pub(crate) mapping: MapState,
 }
 
 /// Where a host blob's mapping stands.

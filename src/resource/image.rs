@@ -1,9 +1,13 @@
 //! Resources with rows of pixels: an image in host memory, which the guest fills from its own by transfers, and what a
 //! renderer draws.
 
+use smallvec::SmallVec;
+
 use super::Backing;
+use crate::buffer::HeldBuffer;
 use crate::limits::Charge;
 use crate::protocol::format::{Format, PIXEL};
+use crate::seams::Plane;
 use crate::sys::pages::Pages;
 
 /// An image, its rows one after the other.
@@ -40,4 +44,13 @@ pub(crate) struct Rendered {
     /// Bytes that must stand behind it: a shadowed blob's size.
     pub(crate) least: u64,
     pub(crate) backing: Option<Backing>,
+    /// The dma-buf that its picture lies in, where the renderer has one; unknown until a scanout shows it.
+    pub(crate) picture: Option<Option<ExportedPicture>>,
+}
+
+/// A picture of the renderer's in a dma-buf of its own.
+pub(crate) struct ExportedPicture {
+    pub(crate) buffer: HeldBuffer,
+    pub(crate) planes: SmallVec<[Plane; 4]>,
+    pub(crate) modifier: Option<u64>,
 }

@@ -12,16 +12,16 @@ use slotmap::Key;
 use smallvec::SmallVec;
 
 pub(crate) use backing::{Backing, BackingError, GuestRam, Lease};
-pub use backing::{GuestBacking, NotBacked};
-pub(crate) use blob::{GuestBlob, HostBlob, MapState, WrongState};
-pub(crate) use image::{Image, Rendered};
+pub use backing::{GuestBacking, HostPiece, NotBacked, PinnedBacking};
+pub(crate) use blob::{GuestBlob, HostBlob, MapState, Mappable, WrongState};
+pub(crate) use image::{ExportedPicture, Image, Rendered};
 pub(crate) use table::Table;
 
 use crate::buffer::HeldBuffer;
 use crate::limits::Charge;
 use crate::seams::{LocalFuture, Work};
 use crate::sys::ring;
-use crate::window::Cleared;
+use crate::window::{Cleared, Placed};
 
 slotmap::new_key_type! {
     /// Names one life of a resource.
@@ -36,6 +36,8 @@ pub(crate) enum Memory {
     Guest(GuestBlob),
     /// A blob that is a host buffer.
     Host(HostBlob),
+    /// A blob whose memory the renderer alone can reach, and maps by itself.
+    Own(Mappable),
     /// Something that the renderer alone knows.
     Rendered(Rendered),
 }
@@ -43,7 +45,15 @@ pub(crate) enum Memory {
 impl Memory {
     /// Whether the renderer has made it.
     pub(crate) fn is_rendered(&self) -> bool {
-        matches!(self, Self::Rendered(_) | Self::Host(HostBlob { rendered: true, .. }))
+        matches!(self, Self::Rendered(_) | Self::Own(_) | Self::Host(HostBlob { rendered: true, .. }))
+    }
+
+    /// What the window knows of it; `None` where it is no blob of host memory.
+    pub(crate) fn window_mut(&mut self) -> Option<&mut Mappable> {
+        match self {
+            Self::Host(HostBlob { window, .. }) | Self::Own(window) => Some(window),
+            Self::Image(_) | Self::Guest(_) | Self::Rendered(_) => None,
+        }
     }
 
     /// The guest memory behind it, to attach and to detach; `None` where it can have none.
@@ -52,7 +62,7 @@ impl Memory {
             Self::Image(Image { backing, .. })
             | Self::Guest(GuestBlob { backing, .. })
             | Self::Rendered(Rendered { backing, .. }) => Some(backing),
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Own(_) => None,
         }
     }
 }
@@ -65,6 +75,8 @@ pub(crate) struct Resource<C: Key> {
     /// The name that it is exported under.
     pub(crate) uuid: Option<[u8; 16]>,
     pub(crate) charge: Charge,
+    /// For what the renderer keeps of it: bytes, descriptors.
+    pub(crate) rendering: Option<[Charge; 2]>,
 }
 
 /// From this size on pages are freed by the ring's workers: that takes the kernel about 0.2 ms a MiB, and a turn may end
@@ -83,17 +95,21 @@ impl<C: Key> Resource<C> {
     /// Gives the resource up: out of the window first, and the descriptor closed last.
     pub(crate) fn retire(self) -> Work<Retired> {
         let charge = self.charge;
-        let mut blob = match self.memory {
-            Memory::Host(blob) => blob,
+        let mut memory = match self.memory {
             Memory::Image(image) => return image.free(charge),
-            Memory::Guest(_) | Memory::Rendered(_) => return Work::Done(Retired::default()),
+            memory => memory,
         };
-        let Ok(placed) = blob.mapping.begin_unmap() else { return blob.close(charge, Cleared::Filled) };
-        match placed.clear() {
-            Work::Done(cleared) => blob.close(charge, cleared),
+        let placed = memory.window_mut().and_then(|window| window.mapping.begin_unmap().ok());
+        let buffer = match memory {
+            Memory::Host(blob) => Some(blob.buffer),
+            Memory::Rendered(Rendered { picture: Some(Some(picture)), .. }) => Some(Rc::new(picture.buffer)),
+            _ => None,
+        };
+        match placed.map_or(Work::Done(Cleared::Filled), Placed::clear) {
+            Work::Done(cleared) => close(buffer, charge, cleared),
             Work::Later(clearing) => Work::later(async move {
                 let cleared = clearing.await;
-                blob.close(charge, cleared).result().await
+                close(buffer, charge, cleared).result().await
             }),
         }
     }
@@ -116,21 +132,19 @@ impl Image {
     }
 }
 
-impl HostBlob {
-    /// Closes the descriptor, unless whoever is stuck with the mapping still needs it.
-    fn close(self, charge: Charge, cleared: Cleared) -> Work<Retired> {
-        let (quarantined, rest) = match cleared {
-            Cleared::Filled => (false, None),
-            Cleared::Quarantined(rest) => (true, rest),
-        };
-        let retired = Retired { quarantined, rest };
-        match Rc::try_unwrap(self.buffer).ok().and_then(HeldBuffer::close) {
-            None => Work::Done(retired),
-            Some(closing) => Work::later(async move {
-                closing.await;
-                drop(charge);
-                retired
-            }),
-        }
+/// Closes a blob's descriptor, unless whoever is stuck with the mapping still needs it.
+fn close(buffer: Option<Rc<HeldBuffer>>, charge: Charge, cleared: Cleared) -> Work<Retired> {
+    let (quarantined, rest) = match cleared {
+        Cleared::Filled => (false, None),
+        Cleared::Quarantined(rest) => (true, rest),
+    };
+    let retired = Retired { quarantined, rest };
+    match buffer.and_then(|buffer| Rc::try_unwrap(buffer).ok()).and_then(HeldBuffer::close) {
+        None => Work::Done(retired),
+        Some(closing) => Work::later(async move {
+            closing.await;
+            drop(charge);
+            retired
+        }),
     }
 }

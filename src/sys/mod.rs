@@ -4,6 +4,7 @@
 #[cfg(feature = "sources")]
 pub(crate) mod dma_heap;
 pub(crate) mod dmabuf;
+pub(crate) mod fixed_range;
 #[cfg_attr(not(any(test, feature = "sources")), expect(dead_code, reason = "the device itself only reads"))]
 pub(crate) mod mapping;
 pub(crate) mod pages;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::seams::{BufferKind, PlaceError, Protection, SharedMemory, Work};
+use crate::seams::{BufferKind, FixedRange, PlaceError, Protection, SharedMemory, Work};
 use crate::sys::reservation::Reservation;
 use crate::sys::ring::{Advice, advise};
 
@@ -195,6 +195,10 @@ impl SharedMemory for HostWindow {
             let checked = check.ask(offset, len).await;
             checked.or_else(|source| window.fill(offset, len).and(Err(PlaceError::Refused { source })))
         })
+    }
+
+    fn fixed_range(&self, offset: u64, len: u64) -> Option<FixedRange> {
+        FixedRange::new(Arc::clone(&self.memory), offset, len).ok()
     }
 
     /// The pages of a large piece of shared memory are forgotten first: a guest's touch has them back meanwhile. Those of

@@ -5,15 +5,17 @@ mod book;
 mod host;
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use host::HostWindow;
 
 use crate::buffer::{Access, HeldBuffer, HostBuffer};
 use crate::limits::{Charge, Ledger, LimitReached, Quota};
-use crate::seams::{LocalFuture, PlaceError, Protection, SharedMemory, Work};
+use crate::seams::{BufferKind, FixedRange, LocalFuture, PlaceError, Protection, SharedMemory, Work};
 use book::Book;
 
 /// What happens to a read-only buffer whose exporter refuses private mappings (udmabuf does).
@@ -37,15 +39,19 @@ pub(crate) enum MapError {
     #[error("range {offset:#x}+{len:#x} overlaps one that is in use")]
     Overlap { offset: u64, len: u64 },
     #[error("blob of {size:#x} bytes on a {kind:?} buffer that has {len:#x} bytes now")]
-    Truncated { size: u64, len: u64, kind: crate::buffer::BufferKind },
+    Truncated { size: u64, len: u64, kind: BufferKind },
     #[error(transparent)]
     Limit(#[from] LimitReached),
     #[error("{kind:?} buffer: {source}")]
-    Place { kind: crate::buffer::BufferKind, source: PlaceError },
+    Place { kind: BufferKind, source: PlaceError },
     #[error("not placed within {deadline:?}")]
     Deadline { deadline: Duration },
     #[error("the buffer's size cannot be read: {0}")]
     Io(#[from] std::io::Error),
+    #[error("the region's owner has no way for a renderer to map by itself")]
+    NoFixedRange,
+    #[error("not mapped by the renderer: {0}")]
+    Own(#[source] Box<dyn std::error::Error>),
 }
 
 struct Shared {
@@ -80,9 +86,26 @@ pub(crate) struct Reserved(Lease);
 pub(crate) struct Placed {
     lease: Option<Lease>,
     len: u64,
-    buffer: Rc<HeldBuffer>,
+    content: Content,
     /// For the copies that a guest makes by writing to a read-only buffer.
     _copies: Option<Charge>,
+}
+
+/// What a range shows.
+enum Content {
+    Buffer(Rc<HeldBuffer>),
+    /// What the renderer has mapped there by itself, or is about to.
+    Own(Arc<FixedRange>),
+}
+
+impl Content {
+    /// How it is taken back: what the renderer has mapped may be memory of any kind.
+    fn kind(&self) -> BufferKind {
+        match self {
+            Self::Buffer(buffer) => buffer.kind(),
+            Self::Own(_) => BufferKind::DmaBuf,
+        }
+    }
 }
 
 /// A buffer that could not be placed, and what is left to wait for before its range is free again.
@@ -174,7 +197,8 @@ impl Reserved {
         };
         let Shared { read_only, deadline, .. } = *self.0.shared;
         // From here on the range may show the buffer: whoever drops this before its end has it taken back.
-        let placed = Placed { lease: Some(self.0), len, buffer: Rc::clone(buffer), _copies: copies };
+        let content = Content::Buffer(Rc::clone(buffer));
+        let placed = Placed { lease: Some(self.0), len, content, _copies: copies };
         let mut ways = ways(buffer, read_only);
         let first = ways.next().map_or(Work::Done(Ok(())), |protection| placed.show(protection));
         match first {
@@ -190,6 +214,27 @@ impl Reserved {
                 }),
             )),
         }
+    }
+
+    /// Has `map` map something over all of the range, on another thread.
+    pub(crate) fn place_own<E, F>(self, map: impl FnOnce(Arc<FixedRange>) -> F) -> Work<Result<Placed, PlaceFailure>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(), E>> + 'static,
+    {
+        let Lease { shared, offset, len, .. } = &self.0;
+        let Some(range) = shared.memory.fixed_range(*offset, *len).map(Arc::new) else {
+            return Work::Done(Err(MapError::NoFixedRange.into()));
+        };
+        let (len, content) = (*len, Content::Own(Arc::clone(&range)));
+        let placed = Placed { lease: Some(self.0), len, content, _copies: None };
+        let mapping = map(range);
+        Work::later(async move {
+            match mapping.await {
+                Ok(()) => Ok(placed),
+                Err(error) => Err(placed.not_mapped(MapError::Own(error.into()))),
+            }
+        })
     }
 
     /// How many bytes to place, and the charge for pages that the guest may copy.
@@ -241,13 +286,22 @@ async fn within(
 
 impl Placed {
     fn show(&self, protection: Protection) -> Work<Result<(), PlaceError>> {
-        match &self.lease {
-            Some(lease) => {
-                let (memory, file) = (&lease.shared.memory, self.buffer.as_fd());
-                memory.place(lease.offset, self.len, file, self.buffer.kind(), protection)
+        match (&self.lease, &self.content) {
+            (Some(lease), Content::Buffer(buffer)) => {
+                let memory = &lease.shared.memory;
+                memory.place(lease.offset, self.len, buffer.as_fd(), buffer.kind(), protection)
             }
-            None => Work::Done(Ok(())),
+            _ => Work::Done(Ok(())),
         }
+    }
+
+    /// The renderer has mapped nothing, or does not say. Where it may still be at it the range is not used again.
+    fn not_mapped(mut self, error: MapError) -> PlaceFailure {
+        let quarantined = matches!(&self.content, Content::Own(range) if !range.revoke());
+        if let (true, Some(lease)) = (quarantined, self.lease.take()) {
+            lease.quarantine();
+        }
+        PlaceFailure { error, quarantined, rest: None }
     }
 
     /// A placement has ended. One that failed has left the range as it was.
@@ -258,7 +312,7 @@ impl Placed {
         if let (true, Some(lease)) = (quarantined, lease) {
             lease.quarantine();
         }
-        let error = MapError::Place { kind: self.buffer.kind(), source };
+        let error = MapError::Place { kind: self.content.kind(), source };
         Err(PlaceFailure { error, quarantined, rest: None })
     }
 
@@ -266,7 +320,7 @@ impl Placed {
     pub(crate) fn clear(self) -> Work<Cleared> {
         let Some(lease) = &self.lease else { return Work::Done(Cleared::Filled) };
         let deadline = lease.shared.deadline;
-        match lease.shared.memory.clear(lease.offset, self.len, self.buffer.kind()) {
+        match lease.shared.memory.clear(lease.offset, self.len, self.content.kind()) {
             Work::Done(result) => Work::Done(self.cleared(result)),
             Work::Later(future) => {
                 let mut rest: LocalFuture<Cleared> = Box::pin(async move {
@@ -295,9 +349,10 @@ impl Placed {
 
 impl Drop for Placed {
     fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && lease.shared.memory.clear_now(lease.offset, self.len).is_err()
-        {
+        let Some(lease) = self.lease.take() else { return };
+        // Whoever is still at it restores the range by himself, when nobody knows of it any more.
+        let at_it = matches!(&self.content, Content::Own(range) if !range.revoke());
+        if at_it || lease.shared.memory.clear_now(lease.offset, self.len).is_err() {
             lease.quarantine();
         }
     }

@@ -1,12 +1,12 @@
 //! Items 48 and 49: contexts, their command streams, and the renderer's own resources.
 
-use virtio_gpu_uring::Builder;
 use virtio_gpu_uring::protocol::features::{CONTEXT_INIT, OFFERED};
 use virtio_gpu_uring::protocol::wire::response_type::{
     ERR_INVALID_CONTEXT_ID, ERR_INVALID_PARAMETER, ERR_INVALID_RESOURCE_ID, ERR_OUT_OF_MEMORY, ERR_UNSPEC,
 };
 use virtio_gpu_uring::protocol::wire::{CtxCreate, command_type as kind};
 use virtio_gpu_uring::testing::{Guest, GuestOptions, Lane, Request, Shown, Viewer};
+use virtio_gpu_uring::{Builder, Limits};
 use vm_memory::GuestAddress;
 use zerocopy::IntoBytes;
 
@@ -17,7 +17,8 @@ use crate::kit::{
 
 fn with_renderer() -> (Guest, Watch, Viewer) {
     let (renderer, watch) = honest();
-    let (builder, mut viewers) = screens(Builder::new().renderer(renderer), 1);
+    let limits = Limits { rendered_bytes: u64::MAX, ..Limits::default() };
+    let (builder, mut viewers) = screens(Builder::new().limits(limits).renderer(renderer), 1);
     (Guest::start(builder), watch, viewers.remove(0))
 }
 

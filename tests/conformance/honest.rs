@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
 
 use virtio_gpu_uring::{
-    Area, BlobRequest, Capset, Direction, Fence, GuestBacking, Renderer, RendererError, Resource3d, Transfer3d,
+    Area, BlobRequest, Capset, Direction, Fence, GuestBacking, RenderedBlob, Renderer, RendererError, Resource3d,
+    Transfer3d,
 };
 
 use crate::kit::memfd;
@@ -123,11 +123,11 @@ impl Renderer for Honest {
         if stream.is_empty() { Ok(()) } else { invalid("a stream without an object") }
     }
 
-    fn create_blob(&mut self, request: &BlobRequest) -> Result<OwnedFd, RendererError> {
+    fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         let BlobRequest { context, resource, blob_id, size, flags, .. } = *request;
         self.watch.tell(format!("blob {resource} of {context}/{blob_id}: {size} bytes, flags {flags:#x}"));
         match self.objects.get(&(context, blob_id)) {
-            Some(bytes) => Ok(memfd("honest", bytes)),
+            Some(bytes) => Ok(memfd("honest", bytes).into()),
             None => invalid("no such object"),
         }
     }

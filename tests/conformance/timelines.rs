@@ -1,6 +1,5 @@
 //! Items 15 to 18: the fence timelines, one for all that name none, and one for each ring of each context.
 
-use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
 
 use virtio_gpu_uring::protocol::cross_domain::ChannelType;
@@ -9,7 +8,7 @@ use virtio_gpu_uring::protocol::wire::response_type::{
     ERR_INVALID_CONTEXT_ID, ERR_INVALID_PARAMETER, ERR_INVALID_RESOURCE_ID, OK_NODATA,
 };
 use virtio_gpu_uring::testing::{Guest, GuestChannel, GuestOptions, HostService, Lane, Request};
-use virtio_gpu_uring::{BlobRequest, Builder, Capset, Fence, Renderer, RendererError, Resource3d};
+use virtio_gpu_uring::{BlobRequest, Builder, Capset, Fence, RenderedBlob, Renderer, RendererError, Resource3d};
 
 use crate::fences::{FENCE, RING_IDX, Slow, bytes, flush, head, quick};
 use crate::kit;
@@ -86,7 +85,7 @@ impl Renderer for Gated {
         Ok(())
     }
 
-    fn create_blob(&mut self, _request: &BlobRequest) -> Result<OwnedFd, RendererError> {
+    fn create_blob(&mut self, _request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         Err(RendererError::Invalid("none".into()))
     }
 

@@ -6,7 +6,7 @@ use virtio_gpu_uring::protocol::cross_domain::ChannelType;
 use virtio_gpu_uring::protocol::wire::response_type::{ERR_INVALID_CONTEXT_ID, ERR_UNSPEC};
 use virtio_gpu_uring::protocol::wire::{CAPSET_CROSS_DOMAIN, FLAG_FENCE, FLAG_INFO_RING_IDX};
 use virtio_gpu_uring::testing::{GuestChannel, HostService, Request};
-use virtio_gpu_uring::{BlobRequest, Builder, Capset, Fence, Renderer, RendererError};
+use virtio_gpu_uring::{BlobRequest, Builder, Capset, Fence, RenderedBlob, Renderer, RendererError};
 
 use crate::setup::{CONTEXT, PAGE, Setup};
 
@@ -112,7 +112,7 @@ impl Renderer for Keeper {
         Ok(())
     }
 
-    fn create_blob(&mut self, _: &BlobRequest) -> Result<std::os::fd::OwnedFd, RendererError> {
+    fn create_blob(&mut self, _: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         Err(RendererError::Invalid("it has no objects".into()))
     }
 

@@ -91,9 +91,9 @@ fn the_edid_is_never_that_of_an_earlier_display() {
     let second = edid(&mut guest, 0);
     assert_ne!(first, second);
     assert!(second.windows(7).any(|bytes| bytes == b"Another"));
-    assert_eq!(edid(&mut guest, 1), []);
+    assert!(edid(&mut guest, 1).is_empty());
     connect(&guest, 0, Monitor::new(64, 48), Screen::new().0);
     assert_eq!(edid(&mut guest, 0), first);
     soon(guest.device().disconnect(0)).expect("a scanout");
-    assert_eq!(edid(&mut guest, 0), []);
+    assert!(edid(&mut guest, 0).is_empty());
 }

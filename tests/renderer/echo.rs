@@ -11,7 +11,7 @@ use std::thread::ThreadId;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use virtio_gpu_uring::testing::DEADLINE;
-use virtio_gpu_uring::{BlobRequest, Capset, Fence, Renderer, RendererError};
+use virtio_gpu_uring::{BlobRequest, Capset, Fence, RenderedBlob, Renderer, RendererError};
 
 /// Streams that mean something; all others are echoed.
 pub(crate) mod stream {
@@ -177,13 +177,13 @@ impl Renderer for Echo {
         Ok(())
     }
 
-    fn create_blob(&mut self, request: &BlobRequest) -> Result<OwnedFd, RendererError> {
+    fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         let BlobRequest { context, resource, blob_id, size, flags, .. } = *request;
         self.tell(format!("blob {resource} of {context}/{blob_id}, {size} bytes, flags {flags}"));
         match blob_id {
-            object::CANVAS => Ok(self.canvases[&context].try_clone().expect("a duplicate")),
-            object::SHORT => Ok(self.memfd(4096)),
-            object::PIPE => Ok(std::io::pipe().expect("a pipe").0.into()),
+            object::CANVAS => Ok(self.canvases[&context].try_clone().expect("a duplicate").into()),
+            object::SHORT => Ok(self.memfd(4096).into()),
+            object::PIPE => Ok(OwnedFd::from(std::io::pipe().expect("a pipe").0).into()),
             object::FULL => Err(RendererError::OutOfMemory("full".into())),
             _ => Err(RendererError::Invalid("no such object".into())),
         }

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use virtio_gpu_uring::testing::{Guest, GuestOptions, Request};
 use virtio_gpu_uring::{
-    Activation, Area, BlobRequest, Builder, Capset, Device, Fence, GuestBacking, Renderer, RendererError, Resource3d,
+    Activation, Area, BlobRequest, Builder, Capset, Device, Fence, GuestBacking, RenderedBlob, Renderer, RendererError,
+    Resource3d,
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
@@ -18,7 +19,7 @@ struct Lender(Given);
 
 impl Renderer for Lender {
     fn capsets(&self) -> Vec<Capset> {
-        Vec::new()
+        vec![Capset { id: 1, max_version: 1, data: vec![1] }]
     }
 
     fn create_context(&mut self, _context: u32, _capset: u32, _name: &str) -> Result<(), RendererError> {
@@ -35,7 +36,7 @@ impl Renderer for Lender {
         Ok(())
     }
 
-    fn create_blob(&mut self, _request: &BlobRequest) -> Result<std::os::fd::OwnedFd, RendererError> {
+    fn create_blob(&mut self, _request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         Err(RendererError::Invalid("not here".into()))
     }
 

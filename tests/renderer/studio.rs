@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_gpu_uring::testing::DEADLINE;
 use virtio_gpu_uring::{
-    Area, BlobRequest, Capset, Direction, Fence, GuestBacking, Renderer, RendererError, Resource3d, Transfer3d,
+    Area, BlobRequest, Capset, Direction, Fence, GuestBacking, RenderedBlob, Renderer, RendererError, Resource3d,
+    Transfer3d,
 };
 
 /// What becomes of a call.
@@ -190,7 +190,7 @@ impl Renderer for Studio {
         Ok(())
     }
 
-    fn create_blob(&mut self, _request: &BlobRequest) -> Result<OwnedFd, RendererError> {
+    fn create_blob(&mut self, _request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         Err(invalid("not here"))
     }
 
