@@ -73,7 +73,7 @@ pub use protocol::features::{DEVICE_ID, FeatureError, SHM_ID_HOST_VISIBLE};
 pub use protocol::format::Format;
 pub use renderer::{
     BlobMemory, BlobRequest, Capset, Direction, Fence, RenderedBlob, RenderedPicture, Renderer, RendererError,
-    Resource3d, Transfer3d,
+    Resource3d, RutabagaRenderer, RutabagaSettings, Transfer3d,
 };
 pub use resource::{GuestBacking, HostPiece, NotBacked, PinnedBacking};
 pub use seams::{

@@ -1,6 +1,7 @@
 //! The seam for every context type but cross-domain: a renderer of the VMM's choice, on a thread of its own.
 //! The device speaks plain data to it over a channel and awaits its replies, however long they take.
 
+mod rutabaga;
 mod thread;
 
 use std::fmt;
@@ -8,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
+pub use rutabaga::{RutabagaRenderer, RutabagaSettings};
 pub(crate) use thread::{Created, RendererThread, Running};
 
 pub use crate::protocol::command::Direction;

@@ -1,0 +1,127 @@
+//! The fences that a guest has asked of rutabaga_gfx, until it signals them from whatever thread it likes.
+//! Its numbers are merged: one signal stands for all that were asked for before on the same timeline.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::renderer::Fence;
+
+/// A ring of a context; `None` for what virglrenderer has one of for all contexts.
+pub(super) type Timeline = Option<(u32, u8)>;
+
+/// Fences that have not signalled. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Fences(Arc<Mutex<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    /// By timeline, oldest first.
+    lists: HashMap<Timeline, VecDeque<(u32, Fence)>>,
+    last: u32,
+}
+
+impl Fences {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a fence, and gives it its number: 32 bits, for virglrenderer keeps no more of it.
+    pub(super) fn add(&self, timeline: Timeline, fence: Fence) -> u32 {
+        let mut waiting = self.lock();
+        waiting.last = waiting.last.wrapping_add(1);
+        let number = waiting.last;
+        waiting.lists.entry(timeline).or_default().push_back((number, fence));
+        number
+    }
+
+    /// Everything up to a number is done. It only tells whoever waits: no lock is held meanwhile, and rutabaga may be on the
+    /// stack.
+    pub(super) fn signal(&self, timeline: Timeline, number: u32) {
+        let mut done = Vec::new();
+        if let Some(list) = self.lock().lists.get_mut(&timeline) {
+            // Numbers wrap; no more than half of them are ever under way.
+            let reached = |(waiting, _): &(u32, Fence)| number.wrapping_sub(*waiting) as i32 >= 0;
+            let count = list.iter().take_while(|fence| reached(fence)).count();
+            done.extend(list.drain(..count).map(|(_, fence)| fence));
+        }
+        done.into_iter().for_each(Fence::signal);
+    }
+
+    /// A context is no more: nobody signals for it.
+    pub(super) fn end_context(&self, context: u32) {
+        let is_of = |timeline: &Timeline| matches!(timeline, Some((of, _)) if *of == context);
+        let ended: Vec<_> = self.lock().lists.extract_if(|timeline, _| is_of(timeline)).collect();
+        drop(ended);
+    }
+
+    /// Nobody signals any more.
+    pub(super) fn end(&self) {
+        let lists = std::mem::take(&mut self.lock().lists);
+        drop(lists);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    fn fence(name: u32, told: &Sender<u32>) -> Fence {
+        let told = told.clone();
+        Fence::new(move || told.send(name).expect("a test that listens"))
+    }
+
+    fn seen(told: &Receiver<u32>) -> Vec<u32> {
+        told.try_iter().collect()
+    }
+
+    #[test]
+    fn a_signal_never_leaves_an_older_fence_of_its_timeline_behind_nor_takes_another_timelines() {
+        let (tell, told) = channel();
+        let fences = Fences::default();
+        let numbers: Vec<u32> = (0..3).map(|name| fences.add(Some((1, 0)), fence(name, &tell))).collect();
+        fences.add(Some((1, 1)), fence(10, &tell));
+        let global = fences.add(None, fence(20, &tell));
+        fences.signal(Some((1, 0)), numbers[1]);
+        assert_eq!(seen(&told), [0, 1]);
+        fences.signal(Some((1, 0)), numbers[1]);
+        fences.signal(Some((2, 0)), global);
+        assert_eq!(seen(&told), [] as [u32; 0]);
+        fences.signal(None, global);
+        assert_eq!(seen(&told), [20]);
+        fences.end_context(1);
+        let mut rest = seen(&told);
+        rest.sort_unstable();
+        assert_eq!(rest, [2, 10]);
+    }
+
+    #[test]
+    fn numbers_that_wrap_never_hold_a_fence_back() {
+        let (tell, told) = channel();
+        let fences = Fences::default();
+        fences.lock().last = u32::MAX - 1;
+        let before = fences.add(None, fence(0, &tell));
+        let after = fences.add(None, fence(1, &tell));
+        assert_eq!((before, after), (u32::MAX, 0));
+        fences.signal(None, before);
+        assert_eq!(seen(&told), [0]);
+        fences.signal(None, after);
+        assert_eq!(seen(&told), [1]);
+    }
+
+    #[test]
+    fn no_fence_outlives_the_end_and_a_signal_may_ask_for_the_next() {
+        let (tell, told) = channel();
+        let fences = Fences::default();
+        let (again, next) = (fences.clone(), fence(1, &tell));
+        let ask = move || {
+            again.add(None, next);
+        };
+        let number = fences.add(None, Fence::new(ask));
+        fences.signal(None, number);
+        assert_eq!(seen(&told), [] as [u32; 0]);
+        fences.end();
+        assert_eq!(seen(&told), [1]);
+    }
+}

@@ -1,0 +1,376 @@
+//! rutabaga_gfx behind the renderer's seam: virgl and Venus by virglrenderer, where the crate is built with it.
+//! The device keeps its own books of ids, sizes, descriptors and guest memory, so that nothing reaches rutabaga that it would
+//! not survive; cross-domain and 2D are the device's own and never asked of it.
+
+mod convert;
+mod fences;
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, IoSliceMut};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+
+use rutabaga_gfx::{
+    RUTABAGA_BLOB_MEM_HOST3D, RUTABAGA_BLOB_MEM_HOST3D_GUEST, RUTABAGA_CAPSET_VENUS, RUTABAGA_CAPSET_VIRGL,
+    RUTABAGA_CAPSET_VIRGL2, RUTABAGA_FLAG_FENCE, RUTABAGA_FLAG_INFO_RING_IDX, RUTABAGA_MAP_CACHE_MASK,
+    RUTABAGA_MAP_CACHE_UNCACHED, RUTABAGA_MAP_CACHE_WC, RUTABAGA_PATH_TYPE_GPU, ResourceCreateBlob, Rutabaga,
+    RutabagaBuilder, RutabagaError, RutabagaFence, RutabagaHandler, RutabagaPath,
+};
+use zerocopy::IntoBytes;
+
+use super::{
+    BlobMemory, BlobRequest, Capset, Direction, Fence, RenderedBlob, RenderedPicture, Renderer, RendererError,
+    Resource3d, Transfer3d,
+};
+use crate::observe::warn_limited;
+use crate::protocol::format::PIXEL;
+use crate::protocol::wire::{BLOB_FLAG_CROSS_DEVICE, BLOB_FLAG_SHAREABLE};
+use crate::resource::{GuestBacking, PinnedBacking};
+use crate::seams::{Area, Caching, Plane};
+use convert::{buffer_of, dma_buf_of, failed, iovecs, resource_of, transfer_of};
+use fences::Fences;
+
+/// What a [`RutabagaRenderer`] is to offer.
+#[derive(Debug, Clone, Default)]
+#[must_use = "settings do nothing until a renderer is made of them"]
+pub struct RutabagaSettings {
+    virgl: bool,
+    venus: bool,
+    gpu: Option<PathBuf>,
+}
+
+impl RutabagaSettings {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// OpenGL (capability sets 1 and 2), by EGL without a surface and GLES.
+    pub fn virgl(mut self) -> Self {
+        self.virgl = true;
+        self
+    }
+
+    /// Vulkan (capability set 4), by virglrenderer's render server: a process for each context.
+    pub fn venus(mut self) -> Self {
+        self.venus = true;
+        self
+    }
+
+    /// The GPU to draw on: a render node such as `/dev/dri/renderD128`. virglrenderer finds one where it is not stated.
+    pub fn gpu(mut self, node: impl Into<PathBuf>) -> Self {
+        self.gpu = Some(node.into());
+        self
+    }
+
+    /// The capability sets as rutabaga wants them named.
+    fn capsets(&self) -> u64 {
+        let virgl = [RUTABAGA_CAPSET_VIRGL, RUTABAGA_CAPSET_VIRGL2].into_iter().filter(|_| self.virgl);
+        virgl.chain(self.venus.then_some(RUTABAGA_CAPSET_VENUS)).fold(0, |mask, id| mask | 1 << id)
+    }
+
+    fn build(self, fences: Fences) -> Result<Rutabaga, RutabagaError> {
+        let mask = self.capsets();
+        let signal = move |fence: RutabagaFence| {
+            let on_ring = fence.flags & RUTABAGA_FLAG_INFO_RING_IDX != 0;
+            let timeline = on_ring.then_some((fence.ctx_id, fence.ring_idx));
+            fences.signal(timeline, fence.fence_id as u32);
+        };
+        let gpu = self.gpu.map(|path| vec![RutabagaPath { path, path_type: RUTABAGA_PATH_TYPE_GPU }]);
+        RutabagaBuilder::new(mask, RutabagaHandler::new(signal))
+            .set_use_egl(true)
+            .set_use_gles(true)
+            .set_use_surfaceless(true)
+            // In the process of its own, where its aborts do no harm; Debian's library has no other.
+            .set_use_render_server(self.venus)
+            .set_rutabaga_paths(gpu)
+            .build()
+    }
+}
+
+/// rutabaga_gfx 0.1.85 as a [`Renderer`], with virglrenderer 1.3 or newer: feature `virgl` of this crate.
+///
+/// virglrenderer allows for one renderer a process, ever: the second one finds nothing to offer, and so its device does
+/// without. What it has to say goes to the `log` crate, as much as a guest likes to cause: a VMM that shows it bounds it.
+/// A stream that brings virglrenderer's OpenGL down brings the VMM down; Vulkan runs in processes of its own.
+///
+/// ```no_run
+/// use virtio_gpu_uring::{Builder, RutabagaRenderer, RutabagaSettings};
+///
+/// let settings = RutabagaSettings::new().virgl().venus();
+/// let builder = Builder::new().renderer(|| RutabagaRenderer::new(settings));
+/// # let _ = builder;
+/// ```
+pub struct RutabagaRenderer {
+    rutabaga: Rutabaga,
+    capsets: Vec<Capset>,
+    fences: Fences,
+    contexts: HashSet<u32>,
+    /// Guest memory that it has the addresses of, by resource.
+    backings: HashMap<u32, PinnedBacking>,
+    /// Descriptors that it keeps, by resource.
+    descriptors: HashMap<u32, u64>,
+    /// A stream in whole words: what comes from a guest may lie anywhere.
+    words: Vec<u32>,
+}
+
+impl std::fmt::Debug for RutabagaRenderer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RutabagaRenderer").field("contexts", &self.contexts).finish_non_exhaustive()
+    }
+}
+
+impl RutabagaRenderer {
+    /// Starts it, on the thread that is to call it: for [`Builder::renderer`](crate::Builder::renderer). Where virglrenderer
+    /// finds no way to draw, it has no capability sets.
+    ///
+    /// # Errors
+    /// The crate was built without feature `virgl`, or rutabaga does not start.
+    pub fn new(settings: RutabagaSettings) -> io::Result<Self> {
+        if settings.capsets() == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no capability set is asked for"));
+        }
+        let fences = Fences::default();
+        let stderr = KeptStderr::keep();
+        let built = settings.build(fences.clone());
+        stderr.put_back();
+        let rutabaga = built.map_err(|error| match error {
+            RutabagaError::InvalidRutabagaBuild => {
+                io::Error::new(io::ErrorKind::Unsupported, "built without virglrenderer: feature virgl")
+            }
+            error => io::Error::other(error),
+        })?;
+        let capsets = capsets_of(&rutabaga);
+        let (contexts, backings, descriptors) = Default::default();
+        Ok(Self { rutabaga, capsets, fences, contexts, backings, descriptors, words: Vec::new() })
+    }
+
+    /// Whether it draws by OpenGL. Without it virglrenderer must not be asked for textures, nor for context 0.
+    fn has_virgl(&self) -> bool {
+        self.capsets.iter().any(|capset| [RUTABAGA_CAPSET_VIRGL, RUTABAGA_CAPSET_VIRGL2].contains(&capset.id))
+    }
+
+    /// Asks for something that OpenGL alone can do.
+    fn virgl(&mut self) -> Result<&mut Rutabaga, RendererError> {
+        if self.has_virgl() { Ok(&mut self.rutabaga) } else { Err(RendererError::Invalid("it has no OpenGL".into())) }
+    }
+
+    fn caching(&self, resource: u32) -> Caching {
+        match self.rutabaga.map_info(resource).unwrap_or_default() & RUTABAGA_MAP_CACHE_MASK {
+            RUTABAGA_MAP_CACHE_UNCACHED => Caching::Uncached,
+            RUTABAGA_MAP_CACHE_WC => Caching::WriteCombining,
+            _ => Caching::Cached,
+        }
+    }
+
+    /// A context is there before anything is done with it: virglrenderer is not asked about unknown ones.
+    fn known(&self, context: u32) -> Result<(), RendererError> {
+        if self.contexts.contains(&context) {
+            return Ok(());
+        }
+        Err(RendererError::Invalid(format!("there is no context {context}")))
+    }
+}
+
+/// What it offers. A set of zeroes is one that virglrenderer has no server or no driver for.
+fn capsets_of(rutabaga: &Rutabaga) -> Vec<Capset> {
+    let mut capsets = Vec::new();
+    for index in 0..rutabaga.get_num_capsets() {
+        let Ok((id, max_version, _)) = rutabaga.get_capset_info(index) else { continue };
+        let data = rutabaga.get_capset(id, max_version).unwrap_or_default();
+        if data.iter().all(|byte| *byte == 0) {
+            warn_limited!(capset = id, "virglrenderer has nothing to say of a capability set: it is not offered");
+            continue;
+        }
+        capsets.push(Capset { id, max_version, data });
+    }
+    capsets
+}
+
+/// The process's standard error, which rutabaga's debug build puts standard output in place of.
+struct KeptStderr(Option<OwnedFd>);
+
+impl KeptStderr {
+    fn keep() -> Self {
+        let kept = cfg!(debug_assertions).then(|| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3));
+        Self(kept.and_then(Result::ok))
+    }
+
+    fn put_back(self) {
+        if let Some(stderr) = self.0 {
+            let _ = rustix::stdio::dup2_stderr(stderr);
+        }
+    }
+}
+
+impl Renderer for RutabagaRenderer {
+    fn capsets(&self) -> Vec<Capset> {
+        self.capsets.clone()
+    }
+
+    fn create_context(&mut self, context: u32, capset: u32, name: &str) -> Result<(), RendererError> {
+        if capset == 0 {
+            self.virgl()?;
+        }
+        self.rutabaga.create_context(context, capset, Some(name)).map_err(failed)?;
+        self.contexts.insert(context);
+        Ok(())
+    }
+
+    fn destroy_context(&mut self, context: u32) {
+        if self.contexts.remove(&context) {
+            let _ = self.rutabaga.destroy_context(context);
+        }
+        self.fences.end_context(context);
+    }
+
+    /// Resources of the device's own it does not know: contexts cannot use them.
+    fn attach_resource(&mut self, context: u32, resource: u32) {
+        let _ = self.rutabaga.context_attach_resource(context, resource);
+    }
+
+    fn detach_resource(&mut self, context: u32, resource: u32) {
+        let _ = self.rutabaga.context_detach_resource(context, resource);
+    }
+
+    fn submit(&mut self, context: u32, stream: &[u8]) -> Result<(), RendererError> {
+        self.known(context)?;
+        if !stream.len().is_multiple_of(size_of::<u32>()) {
+            return Err(RendererError::Invalid("a stream is whole words".into()));
+        }
+        if stream.is_empty() {
+            return Ok(());
+        }
+        self.words.clear();
+        self.words.resize(stream.len() / size_of::<u32>(), 0);
+        let words = self.words.as_mut_bytes();
+        words.copy_from_slice(stream);
+        self.rutabaga.submit_command(context, words, &[]).map_err(failed)
+    }
+
+    fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
+        let BlobRequest { context, resource, blob_id, size, flags } = *request;
+        self.known(context)?;
+        let blob = ResourceCreateBlob { blob_mem: RUTABAGA_BLOB_MEM_HOST3D, blob_flags: flags, blob_id, size };
+        self.rutabaga.resource_create_blob(context, resource, blob, None, None).map_err(failed)?;
+        // Once, and before any context knows it: rutabaga loses the descriptor of a blob that is exported later.
+        let file = self.rutabaga.export_blob(resource).ok().and_then(buffer_of);
+        // virglrenderer's own, and rutabaga's copy of what may be shared.
+        let shared = flags & (BLOB_FLAG_SHAREABLE | BLOB_FLAG_CROSS_DEVICE) != 0;
+        self.descriptors.insert(resource, 1 + u64::from(shared));
+        let memory = file.map_or(BlobMemory::Own, BlobMemory::File);
+        Ok(RenderedBlob::new(memory, self.caching(resource)))
+    }
+
+    fn map_blob(&mut self, resource: u32, address: NonNull<u8>, _len: usize) -> Result<(), RendererError> {
+        self.rutabaga.map_placed(resource, address.as_ptr() as u64).map_err(failed)
+    }
+
+    fn descriptors(&mut self, resource: u32) -> u64 {
+        self.descriptors.get(&resource).copied().unwrap_or(0)
+    }
+
+    fn create_shadowed_blob(
+        &mut self,
+        request: &BlobRequest,
+        backing: Option<GuestBacking>,
+    ) -> Result<(), RendererError> {
+        let BlobRequest { context, resource, blob_id, size, flags } = *request;
+        self.known(context)?;
+        let pinned = backing.map(|backing| backing.pin()).transpose().map_err(convert::not_backed)?;
+        let blob = ResourceCreateBlob { blob_mem: RUTABAGA_BLOB_MEM_HOST3D_GUEST, blob_flags: flags, blob_id, size };
+        let pieces = pinned.as_ref().map(iovecs);
+        self.rutabaga.resource_create_blob(context, resource, blob, pieces, None).map_err(failed)?;
+        self.descriptors.insert(resource, 2);
+        self.backings.extend(pinned.map(|pinned| (resource, pinned)));
+        Ok(())
+    }
+
+    fn create_resource(&mut self, request: &Resource3d) -> Result<(), RendererError> {
+        let id = request.resource;
+        let rutabaga = self.virgl()?;
+        rutabaga.resource_create_3d(id, resource_of(request)).map_err(failed)?;
+        // Rutabaga keeps a dma-buf of it, where there is one, and hands out copies.
+        if rutabaga.export_blob(id).is_ok() {
+            self.descriptors.insert(id, 1);
+        }
+        Ok(())
+    }
+
+    fn attach_backing(&mut self, resource: u32, backing: GuestBacking) -> Result<(), RendererError> {
+        let pinned = backing.pin().map_err(convert::not_backed)?;
+        self.rutabaga.attach_backing(resource, iovecs(&pinned)).map_err(failed)?;
+        self.backings.insert(resource, pinned);
+        Ok(())
+    }
+
+    fn detach_backing(&mut self, resource: u32) {
+        let _ = self.rutabaga.detach_backing(resource);
+        self.backings.remove(&resource);
+    }
+
+    fn transfer(&mut self, transfer: &Transfer3d) -> Result<(), RendererError> {
+        if transfer.context != 0 {
+            self.known(transfer.context)?;
+        }
+        let (context, resource) = (transfer.context, transfer.resource);
+        let (region, rutabaga) = (transfer_of(transfer), self.virgl()?);
+        match transfer.direction {
+            Direction::ToHost => rutabaga.transfer_write(context, resource, region, None),
+            Direction::FromHost => rutabaga.transfer_read(context, resource, region, None),
+        }
+        .map_err(failed)
+    }
+
+    fn read_pixels(&mut self, resource: u32, area: Area) -> Result<Vec<u8>, RendererError> {
+        let stride = area.width.saturating_mul(PIXEL);
+        let mut pixels = vec![0; stride as usize * area.height as usize];
+        let region = rutabaga_gfx::Transfer3D {
+            stride,
+            ..rutabaga_gfx::Transfer3D::new_2d(area.x, area.y, area.width, area.height, 0)
+        };
+        let read = self.virgl()?.transfer_read(0, resource, region, Some(IoSliceMut::new(&mut pixels)));
+        read.map(|()| pixels).map_err(failed)
+    }
+
+    fn export_picture(&mut self, resource: u32) -> Option<RenderedPicture> {
+        self.descriptors.get(&resource)?;
+        let info = self.rutabaga.resource3d_info(resource).ok()?;
+        let file = self.rutabaga.export_blob(resource).ok().and_then(dma_buf_of)?;
+        let planes = info.strides.into_iter().zip(info.offsets).map(|(stride, offset)| Plane { offset, stride });
+        let planes: Vec<Plane> = planes.take_while(|plane| plane.stride != 0).collect();
+        (!planes.is_empty()).then(|| RenderedPicture::new(file, planes, Some(info.modifier)))
+    }
+
+    fn destroy_resource(&mut self, resource: u32) {
+        let _ = self.rutabaga.detach_backing(resource);
+        let _ = self.rutabaga.unref_resource(resource);
+        self.backings.remove(&resource);
+        self.descriptors.remove(&resource);
+    }
+
+    /// A fence that it does not take, such as one on no ring where there is no OpenGL, comes after all calls before it: those
+    /// have returned.
+    fn fence(&mut self, context: u32, ring: Option<u8>, fence: Fence) {
+        let timeline = ring.map(|ring| (context, ring));
+        let number = self.fences.add(timeline, fence);
+        let flags = RUTABAGA_FLAG_FENCE | if ring.is_some() { RUTABAGA_FLAG_INFO_RING_IDX } else { 0 };
+        let asked = RutabagaFence { flags, fence_id: number.into(), ctx_id: context, ring_idx: ring.unwrap_or(0) };
+        let takes = ring.is_some() || self.has_virgl();
+        if !takes || self.rutabaga.create_fence(asked).is_err() {
+            self.fences.signal(timeline, number);
+        }
+    }
+}
+
+impl Drop for RutabagaRenderer {
+    /// All memory of the guest's first, then whoever waits.
+    fn drop(&mut self) {
+        for resource in std::mem::take(&mut self.backings).into_keys() {
+            let _ = self.rutabaga.detach_backing(resource);
+        }
+        self.contexts.drain().for_each(|context| drop(self.rutabaga.destroy_context(context)));
+        self.fences.end();
+    }
+}
