@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use virtio_gpu_uring::{ChannelType, HostWindow};
+use virtio_gpu_uring::{ChannelType, HostWindow, RutabagaSettings};
 
 use super::error::VmmError;
 use super::screens::Size;
@@ -59,6 +59,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) png: Option<PathBuf>,
 
+    /// Draws for the guest: virgl (OpenGL), venus (Vulkan) or both with a comma between; takes a build with feature virgl
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',', conflicts_with = "no_3d")]
+    pub(crate) renderer: Vec<Drawing>,
+
     /// Offers no contexts, and so no channels: Linux then shows blobs of its own memory
     #[arg(long)]
     pub(crate) no_3d: bool,
@@ -73,6 +77,13 @@ pub(crate) struct Arguments {
     pub(crate) trace: Option<PathBuf>,
 }
 
+/// What a guest may draw by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Drawing {
+    Virgl,
+    Venus,
+}
+
 /// What fills the window's gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Gaps {
@@ -83,6 +94,15 @@ pub(crate) enum Gaps {
 }
 
 impl Arguments {
+    /// The renderer that was asked for.
+    pub(crate) fn renderer_settings(&self) -> Option<RutabagaSettings> {
+        let add = |settings: RutabagaSettings, drawing: &Drawing| match drawing {
+            Drawing::Virgl => settings.virgl(),
+            Drawing::Venus => settings.venus(),
+        };
+        (!self.renderer.is_empty()).then(|| self.renderer.iter().fold(RutabagaSettings::new(), add))
+    }
+
     /// The kernel's command line: a serial console, and a triple fault instead of a machine that hangs.
     pub(crate) fn command_line(&self) -> String {
         format!("console=ttyS0 reboot=t panic=-1 {}", self.cmdline).trim_end().to_owned()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_gpu_uring::protocol::features::VIRGL;
-use virtio_gpu_uring::{Builder, ChannelType, Counters, Device, Displays, HostWindow};
+use virtio_gpu_uring::{Builder, ChannelType, Counters, Device, Displays, HostWindow, RutabagaRenderer};
 
 use super::acpi::GPU_GSI;
 use super::arguments::Arguments;
@@ -38,6 +38,9 @@ impl Gpu {
         builder = screens.connect(builder)?;
         if arguments.no_3d {
             builder = builder.withhold(VIRGL);
+        }
+        if let Some(settings) = arguments.renderer_settings() {
+            builder = builder.renderer(|| RutabagaRenderer::new(settings));
         }
         for (channel_type, path) in &arguments.socket {
             builder = builder.host_socket(*channel_type, path);

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 
-use tracing_subscriber::filter::LevelFilter;
+use tracing::Metadata;
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -16,7 +17,11 @@ use super::error::VmmError;
 const DEFAULT: &str = "vmm=info,virtio_gpu_uring=debug";
 
 pub(crate) fn start(file: Option<&Path>) -> Result<(), VmmError> {
-    let warnings = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(LevelFilter::WARN);
+    // A guest makes virglrenderer say as much as it likes: that is for the file, where it is asked for.
+    let is_ours = |metadata: &Metadata<'_>| !metadata.target().starts_with("rutabaga_gfx");
+    let is_shown = filter_fn(is_ours).with_max_level_hint(LevelFilter::WARN);
+    let warnings = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let warnings = warnings.with_filter(LevelFilter::WARN.and(is_shown));
     let everything = file.map(to_file).transpose()?;
     registry().with(warnings).with(everything).init();
     Ok(())
