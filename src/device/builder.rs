@@ -12,7 +12,7 @@ use vm_memory::GuestAddressSpace;
 
 use super::displays::Request;
 use super::lifecycle::Setup;
-use super::{Device, DeviceTask, Displays, Shared};
+use super::{Device, DeviceTask, Displays, QUEUE_SIZES, Shared};
 use crate::commands::capset_count;
 use crate::cross_domain::HostSockets;
 use crate::display::{ConnectError, Monitor, Scanouts};
@@ -166,7 +166,7 @@ impl Builder {
         }
         let counters = Arc::new(LiveCounters::default());
         let scanouts = self.connected(Arc::clone(&counters))?;
-        let most = self.limits.requests_of_renderer();
+        let most = self.limits.requests_of_renderer(QUEUE_SIZES[1]);
         let renderer = self.renderer.map(|factory| Running::start(factory, most)).transpose()?.flatten();
         let offered = offer_without(self.withheld);
         let capsets = capset_count(renderer.as_ref().map_or(0, |renderer| renderer.capsets.len()));

@@ -2,7 +2,8 @@
 //! Its numbers are merged: one signal stands for all that were asked for before on the same timeline.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::renderer::Fence;
 
@@ -11,7 +12,7 @@ pub(super) type Timeline = Option<(u32, u8)>;
 
 /// Fences that have not signalled. Clones are the same.
 #[derive(Clone, Default)]
-pub(super) struct Fences(Arc<Mutex<Waiting>>);
+pub(super) struct Fences(Arc<(Mutex<Waiting>, Condvar)>);
 
 #[derive(Default)]
 struct Waiting {
@@ -20,9 +21,20 @@ struct Waiting {
     last: u32,
 }
 
+/// Whether a timeline is one of a context's rings.
+fn is_of(timeline: &Timeline, context: u32) -> bool {
+    matches!(timeline, Some((of, _)) if *of == context)
+}
+
+impl Waiting {
+    fn is_idle(&self, context: u32) -> bool {
+        self.lists.iter().all(|(timeline, list)| list.is_empty() || !is_of(timeline, context))
+    }
+}
+
 impl Fences {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a fence, and gives it its number: 32 bits, for virglrenderer keeps no more of it.
@@ -45,12 +57,19 @@ impl Fences {
             done.extend(list.drain(..count).map(|(_, fence)| fence));
         }
         done.into_iter().for_each(Fence::signal);
+        self.0.1.notify_all();
+    }
+
+    /// Waits until all fences of a context's rings have signalled, and says whether they have by the deadline.
+    pub(super) fn wait_for_context(&self, context: u32, deadline: Duration) -> bool {
+        let busy = |waiting: &mut Waiting| !waiting.is_idle(context);
+        let waited = self.0.1.wait_timeout_while(self.lock(), deadline, busy);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// A context is no more: nobody signals for it.
     pub(super) fn end_context(&self, context: u32) {
-        let is_of = |timeline: &Timeline| matches!(timeline, Some((of, _)) if *of == context);
-        let ended: Vec<_> = self.lock().lists.extract_if(|timeline, _| is_of(timeline)).collect();
+        let ended: Vec<_> = self.lock().lists.extract_if(|timeline, _| is_of(timeline, context)).collect();
         drop(ended);
     }
 
@@ -94,6 +113,22 @@ mod tests {
         let mut rest = seen(&told);
         rest.sort_unstable();
         assert_eq!(rest, [2, 10]);
+    }
+
+    #[test]
+    fn a_context_is_never_idle_before_its_last_fence_has_signalled() {
+        let (tell, told) = channel();
+        let fences = Fences::default();
+        let number = fences.add(Some((1, 0)), fence(0, &tell));
+        fences.add(Some((2, 0)), fence(1, &tell));
+        fences.add(None, fence(2, &tell));
+        assert!(!fences.wait_for_context(1, Duration::ZERO));
+        let other = fences.clone();
+        let signalling = std::thread::spawn(move || other.signal(Some((1, 0)), number));
+        assert!(fences.wait_for_context(1, Duration::from_secs(60)));
+        signalling.join().expect("no panic");
+        assert_eq!(seen(&told), [0]);
+        assert!(fences.wait_for_context(3, Duration::ZERO));
     }
 
     #[test]

@@ -5,11 +5,12 @@
 mod convert;
 mod fences;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use rutabaga_gfx::{
     RUTABAGA_BLOB_MEM_HOST3D, RUTABAGA_BLOB_MEM_HOST3D_GUEST, RUTABAGA_CAPSET_VENUS, RUTABAGA_CAPSET_VIRGL,
@@ -30,6 +31,9 @@ use crate::resource::{GuestBacking, PinnedBacking};
 use crate::seams::{Area, Caching, Plane};
 use convert::{buffer_of, dma_buf_of, failed, iovecs, resource_of, transfer_of};
 use fences::Fences;
+
+/// How long the end of a context waits for its fences: longer than drivers take to give a hung GPU up.
+const CONTEXT_END: Duration = Duration::from_secs(20);
 
 /// What a [`RutabagaRenderer`] is to offer.
 #[derive(Debug, Clone, Default)]
@@ -106,7 +110,8 @@ pub struct RutabagaRenderer {
     rutabaga: Rutabaga,
     capsets: Vec<Capset>,
     fences: Fences,
-    contexts: HashSet<u32>,
+    /// Its contexts, and whether each draws by OpenGL.
+    contexts: HashMap<u32, bool>,
     /// Guest memory that it has the addresses of, by resource.
     backings: HashMap<u32, PinnedBacking>,
     /// Descriptors that it keeps, by resource.
@@ -166,7 +171,7 @@ impl RutabagaRenderer {
 
     /// A context is there before anything is done with it: virglrenderer is not asked about unknown ones.
     fn known(&self, context: u32) -> Result<(), RendererError> {
-        if self.contexts.contains(&context) {
+        if self.contexts.contains_key(&context) {
             return Ok(());
         }
         Err(RendererError::Invalid(format!("there is no context {context}")))
@@ -214,13 +219,19 @@ impl Renderer for RutabagaRenderer {
             self.virgl()?;
         }
         self.rutabaga.create_context(context, capset, Some(name)).map_err(failed)?;
-        self.contexts.insert(context);
+        self.contexts.insert(context, capset != RUTABAGA_CAPSET_VENUS);
         Ok(())
     }
 
+    /// virglrenderer 1.3 frees an OpenGL context while its own thread may still be waiting for one of the context's fences,
+    /// and uses it then. One whose fences do not signal is never freed, nor is its id used again.
     fn destroy_context(&mut self, context: u32) {
-        if self.contexts.remove(&context) {
-            let _ = self.rutabaga.destroy_context(context);
+        if let Some(by_opengl) = self.contexts.remove(&context) {
+            if !by_opengl || self.fences.wait_for_context(context, CONTEXT_END) {
+                let _ = self.rutabaga.destroy_context(context);
+            } else {
+                warn_limited!(context, "fences of a context do not signal: it is left as it is");
+            }
         }
         self.fences.end_context(context);
     }
@@ -370,7 +381,8 @@ impl Drop for RutabagaRenderer {
         for resource in std::mem::take(&mut self.backings).into_keys() {
             let _ = self.rutabaga.detach_backing(resource);
         }
-        self.contexts.drain().for_each(|context| drop(self.rutabaga.destroy_context(context)));
+        let contexts: Vec<u32> = self.contexts.keys().copied().collect();
+        contexts.into_iter().for_each(|context| self.destroy_context(context));
         self.fences.end();
     }
 }
