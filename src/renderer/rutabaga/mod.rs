@@ -156,9 +156,18 @@ impl RutabagaRenderer {
         self.capsets.iter().any(|capset| [RUTABAGA_CAPSET_VIRGL, RUTABAGA_CAPSET_VIRGL2].contains(&capset.id))
     }
 
-    /// Asks for something that OpenGL alone can do.
+    /// For a call. virglrenderer takes for granted that its callers put its own OpenGL context in place before each one: it
+    /// loses track of which is current when one is made or ended, and the next stream of another would be its last.
+    fn rutabaga(&mut self) -> &mut Rutabaga {
+        if self.has_virgl() {
+            self.rutabaga.force_ctx_0();
+        }
+        &mut self.rutabaga
+    }
+
+    /// For a call that OpenGL alone can serve.
     fn virgl(&mut self) -> Result<&mut Rutabaga, RendererError> {
-        if self.has_virgl() { Ok(&mut self.rutabaga) } else { Err(RendererError::Invalid("it has no OpenGL".into())) }
+        if self.has_virgl() { Ok(self.rutabaga()) } else { Err(RendererError::Invalid("it has no OpenGL".into())) }
     }
 
     fn caching(&self, resource: u32) -> Caching {
@@ -218,7 +227,7 @@ impl Renderer for RutabagaRenderer {
         if capset == 0 {
             self.virgl()?;
         }
-        self.rutabaga.create_context(context, capset, Some(name)).map_err(failed)?;
+        self.rutabaga().create_context(context, capset, Some(name)).map_err(failed)?;
         self.contexts.insert(context, capset != RUTABAGA_CAPSET_VENUS);
         Ok(())
     }
@@ -228,7 +237,7 @@ impl Renderer for RutabagaRenderer {
     fn destroy_context(&mut self, context: u32) {
         if let Some(by_opengl) = self.contexts.remove(&context) {
             if !by_opengl || self.fences.wait_for_context(context, CONTEXT_END) {
-                let _ = self.rutabaga.destroy_context(context);
+                let _ = self.rutabaga().destroy_context(context);
             } else {
                 warn_limited!(context, "fences of a context do not signal: it is left as it is");
             }
@@ -238,11 +247,11 @@ impl Renderer for RutabagaRenderer {
 
     /// Resources of the device's own it does not know: contexts cannot use them.
     fn attach_resource(&mut self, context: u32, resource: u32) {
-        let _ = self.rutabaga.context_attach_resource(context, resource);
+        let _ = self.rutabaga().context_attach_resource(context, resource);
     }
 
     fn detach_resource(&mut self, context: u32, resource: u32) {
-        let _ = self.rutabaga.context_detach_resource(context, resource);
+        let _ = self.rutabaga().context_detach_resource(context, resource);
     }
 
     fn submit(&mut self, context: u32, stream: &[u8]) -> Result<(), RendererError> {
@@ -253,20 +262,22 @@ impl Renderer for RutabagaRenderer {
         if stream.is_empty() {
             return Ok(());
         }
-        self.words.clear();
-        self.words.resize(stream.len() / size_of::<u32>(), 0);
-        let words = self.words.as_mut_bytes();
-        words.copy_from_slice(stream);
-        self.rutabaga.submit_command(context, words, &[]).map_err(failed)
+        let mut words = std::mem::take(&mut self.words);
+        words.clear();
+        words.resize(stream.len() / size_of::<u32>(), 0);
+        words.as_mut_bytes().copy_from_slice(stream);
+        let submitted = self.rutabaga().submit_command(context, words.as_mut_bytes(), &[]);
+        self.words = words;
+        submitted.map_err(failed)
     }
 
     fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
         let BlobRequest { context, resource, blob_id, size, flags } = *request;
         self.known(context)?;
         let blob = ResourceCreateBlob { blob_mem: RUTABAGA_BLOB_MEM_HOST3D, blob_flags: flags, blob_id, size };
-        self.rutabaga.resource_create_blob(context, resource, blob, None, None).map_err(failed)?;
+        self.rutabaga().resource_create_blob(context, resource, blob, None, None).map_err(failed)?;
         // Once, and before any context knows it: rutabaga loses the descriptor of a blob that is exported later.
-        let file = self.rutabaga.export_blob(resource).ok().and_then(buffer_of);
+        let file = self.rutabaga().export_blob(resource).ok().and_then(buffer_of);
         // virglrenderer's own, and rutabaga's copy of what may be shared.
         let shared = flags & (BLOB_FLAG_SHAREABLE | BLOB_FLAG_CROSS_DEVICE) != 0;
         self.descriptors.insert(resource, 1 + u64::from(shared));
@@ -275,7 +286,7 @@ impl Renderer for RutabagaRenderer {
     }
 
     fn map_blob(&mut self, resource: u32, address: NonNull<u8>, _len: usize) -> Result<(), RendererError> {
-        self.rutabaga.map_placed(resource, address.as_ptr() as u64).map_err(failed)
+        self.rutabaga().map_placed(resource, address.as_ptr() as u64).map_err(failed)
     }
 
     fn descriptors(&mut self, resource: u32) -> u64 {
@@ -292,7 +303,7 @@ impl Renderer for RutabagaRenderer {
         let pinned = backing.map(|backing| backing.pin()).transpose().map_err(convert::not_backed)?;
         let blob = ResourceCreateBlob { blob_mem: RUTABAGA_BLOB_MEM_HOST3D_GUEST, blob_flags: flags, blob_id, size };
         let pieces = pinned.as_ref().map(iovecs);
-        self.rutabaga.resource_create_blob(context, resource, blob, pieces, None).map_err(failed)?;
+        self.rutabaga().resource_create_blob(context, resource, blob, pieces, None).map_err(failed)?;
         self.descriptors.insert(resource, 2);
         self.backings.extend(pinned.map(|pinned| (resource, pinned)));
         Ok(())
@@ -311,13 +322,13 @@ impl Renderer for RutabagaRenderer {
 
     fn attach_backing(&mut self, resource: u32, backing: GuestBacking) -> Result<(), RendererError> {
         let pinned = backing.pin().map_err(convert::not_backed)?;
-        self.rutabaga.attach_backing(resource, iovecs(&pinned)).map_err(failed)?;
+        self.rutabaga().attach_backing(resource, iovecs(&pinned)).map_err(failed)?;
         self.backings.insert(resource, pinned);
         Ok(())
     }
 
     fn detach_backing(&mut self, resource: u32) {
-        let _ = self.rutabaga.detach_backing(resource);
+        let _ = self.rutabaga().detach_backing(resource);
         self.backings.remove(&resource);
     }
 
@@ -348,15 +359,15 @@ impl Renderer for RutabagaRenderer {
     fn export_picture(&mut self, resource: u32) -> Option<RenderedPicture> {
         self.descriptors.get(&resource)?;
         let info = self.rutabaga.resource3d_info(resource).ok()?;
-        let file = self.rutabaga.export_blob(resource).ok().and_then(dma_buf_of)?;
+        let file = self.rutabaga().export_blob(resource).ok().and_then(dma_buf_of)?;
         let planes = info.strides.into_iter().zip(info.offsets).map(|(stride, offset)| Plane { offset, stride });
         let planes: Vec<Plane> = planes.take_while(|plane| plane.stride != 0).collect();
         (!planes.is_empty()).then(|| RenderedPicture::new(file, planes, Some(info.modifier)))
     }
 
     fn destroy_resource(&mut self, resource: u32) {
-        let _ = self.rutabaga.detach_backing(resource);
-        let _ = self.rutabaga.unref_resource(resource);
+        let _ = self.rutabaga().detach_backing(resource);
+        let _ = self.rutabaga().unref_resource(resource);
         self.backings.remove(&resource);
         self.descriptors.remove(&resource);
     }
@@ -369,7 +380,7 @@ impl Renderer for RutabagaRenderer {
         let flags = RUTABAGA_FLAG_FENCE | if ring.is_some() { RUTABAGA_FLAG_INFO_RING_IDX } else { 0 };
         let asked = RutabagaFence { flags, fence_id: number.into(), ctx_id: context, ring_idx: ring.unwrap_or(0) };
         let takes = ring.is_some() || self.has_virgl();
-        if !takes || self.rutabaga.create_fence(asked).is_err() {
+        if !takes || self.rutabaga().create_fence(asked).is_err() {
             self.fences.signal(timeline, number);
         }
     }
@@ -379,7 +390,7 @@ impl Drop for RutabagaRenderer {
     /// All memory of the guest's first, then whoever waits.
     fn drop(&mut self) {
         for resource in std::mem::take(&mut self.backings).into_keys() {
-            let _ = self.rutabaga.detach_backing(resource);
+            let _ = self.rutabaga().detach_backing(resource);
         }
         let contexts: Vec<u32> = self.contexts.keys().copied().collect();
         contexts.into_iter().for_each(|context| self.destroy_context(context));
