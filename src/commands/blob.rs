@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use futures_util::FutureExt;
 use smallvec::smallvec;
 use tracing::debug;
 
@@ -16,7 +17,7 @@ use crate::protocol::wire::{
     BLOB_MEM_HOST3D_GUEST,
 };
 use crate::protocol::{CreateBlob, features};
-use crate::resource::{Backing, GuestBlob, HostBlob, MapState, Mappable, Memory, ResourceKey, Retired};
+use crate::resource::{Backing, GuestBlob, HostBlob, MapState, Mappable, Memory, Rendered, ResourceKey, Retired};
 use crate::seams::{Caching, LocalFuture, Work};
 use crate::window::{Cleared, MapError, PlaceFailure, Placed};
 
@@ -255,11 +256,21 @@ impl Gpu {
         if let Some(uuid) = resource.uuid {
             self.exports.remove(&uuid);
         }
-        if resource.memory.is_rendered() {
-            self.forget_rendered(id);
+        let told = if resource.memory.is_rendered() { self.forgotten(id) } else { None };
+        match told {
+            // The guest has another use for that memory once this is answered, and a stream may still be copying.
+            Some(told) if matches!(resource.memory, Memory::Rendered(Rendered { backing: Some(_), .. })) => {
+                Step::and_then(Work::Later(told), self, |gpu, _| gpu.retire(resource))
+            }
+            told => {
+                self.outbox.chores.extend(told.map(|told| Box::pin(told.map(drop)) as LocalFuture<()>));
+                self.retire(resource)
+            }
         }
-        let work = resource.retire();
-        Step::after(work, self, |gpu, retired| gpu.retired(retired))
+    }
+
+    fn retire(&mut self, resource: Resource) -> Result<Step, Refusal> {
+        Step::after(resource.retire(), self, |gpu, retired| gpu.retired(retired))
     }
 
     fn retired(&mut self, retired: Retired) -> Result<Response, Refusal> {

@@ -287,10 +287,11 @@ impl Gpu {
         }
     }
 
-    /// The renderer is lost: what waits for its fences waits no more. Whatever else is asked of it is answered by its thread's
-    /// end.
+    /// The renderer is lost: what waits for its fences waits no more, and should its last call go on, it copies no more. Whatever
+    /// else is asked of it is answered by its thread's end.
     pub(crate) fn renderer_lost(&mut self) {
         self.counters.renderers_lost.bump();
+        self.lease.end();
         for context in self.contexts.iter_mut() {
             self.outbox.signalled.extend(context.rendering.drain());
         }

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use futures_util::FutureExt;
 use smallvec::smallvec;
 
 use super::blob::{fits, mappable};
@@ -14,9 +15,9 @@ use crate::protocol::command::Direction;
 use crate::protocol::format::{Format, PIXEL};
 use crate::protocol::wire::{ResourceCreate3d, TransferHost3d};
 use crate::protocol::{CreateBlob, features};
-use crate::renderer::{BlobMemory, BlobRequest, Created, RenderedBlob, RendererError, Resource3d, Transfer3d};
+use crate::renderer::{BlobMemory, BlobRequest, Created, RenderedBlob, RendererError, Replied, Resource3d, Transfer3d};
 use crate::resource::{Backing, HostBlob, Memory, Rendered};
-use crate::seams::{Area, Work};
+use crate::seams::{Area, LocalFuture, Work};
 
 /// The new resource.
 pub(super) fn create_claims(resource: u32) -> Claims {
@@ -109,8 +110,8 @@ impl Gpu {
     ) -> Result<Response, Refusal> {
         self.making.remove(&Made::Resource(id));
         let Created { made, descriptors } = created?;
-        let kept = self.ledger.charge(Quota::Fds, descriptors).map_err(Refusal::from);
-        match kept.and_then(|kept| Ok((memory(self, made)?, kept))) {
+        let booked = memory(self, made).and_then(|memory| Ok((memory, self.ledger.charge(Quota::Fds, descriptors)?)));
+        match booked {
             Ok((memory, kept)) => {
                 let key = self.insert(id, memory, charge);
                 if let Some(row) = self.resources.get_mut(key) {
@@ -143,7 +144,10 @@ impl Gpu {
                         let buffer = Rc::new(gpu.take_rendered(&create, file, fd)?);
                         Memory::Host(HostBlob { window, rendered: true, buffer })
                     }
-                    BlobMemory::Own => Memory::Own(window),
+                    BlobMemory::Own => {
+                        drop(fd);
+                        Memory::Own(window)
+                    }
                 })
             })
         })
@@ -196,11 +200,15 @@ impl Gpu {
         }
     }
 
+    /// Has the renderer forget a resource; ready when it has.
+    pub(super) fn forgotten(&self, resource: u32) -> Option<Replied<()>> {
+        self.renderer.as_ref().map(|renderer| renderer.destroy_resource(resource))
+    }
+
+    /// The same, and nobody waits for it but a reset.
     pub(super) fn forget_rendered(&mut self, resource: u32) {
-        if let Some(renderer) = &self.renderer {
-            let told = renderer.destroy_resource(resource);
-            self.outbox.chores.push(Box::pin(async move { drop(told.await) }));
-        }
+        let told = self.forgotten(resource);
+        self.outbox.chores.extend(told.map(|told| Box::pin(told.map(drop)) as LocalFuture<()>));
     }
 
     pub(super) fn transfer_3d(

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 pub use rutabaga::{RutabagaRenderer, RutabagaSettings};
-pub(crate) use thread::{Created, RendererThread, Running};
+pub(crate) use thread::{Created, RendererThread, Replied, Running};
 
 pub use crate::protocol::command::Direction;
 use crate::resource::GuestBacking;

@@ -54,15 +54,11 @@ impl FixedRange {
         }
         let (address, len) = self.memory.span(self.offset, self.len).map_err(FixedError::Place)?;
         let address = NonNull::new(address.cast()).ok_or(FixedError::Revoked)?;
+        // A renderer that panics comes out of it, too.
+        let stay = Stay { range: self, mapped: false };
         let mapped = map(address, len);
-        let revoked = self.change(|state| if state == State::Busy { State::Free } else { state }) == State::Revoked;
-        if mapped.is_err() || revoked {
-            // A mapping at a fixed address that fails may have taken away what was there before.
-            let filled = self.memory.fill(self.offset, self.len);
-            filled.inspect_err(|_| self.memory.seal(self.offset, self.len)).map_err(FixedError::Place)?;
-        }
-        mapped.map_err(FixedError::Refused)?;
-        if revoked { Err(FixedError::Revoked) } else { Ok(()) }
+        stay.end(mapped.is_ok())?;
+        mapped.map_err(FixedError::Refused)
     }
 
     /// Nobody maps into it any more. False where somebody is about to: what the range shows is not known then, and he alone
@@ -77,6 +73,39 @@ impl FixedRange {
         let before = *state;
         *state = change(before);
         before
+    }
+}
+
+/// Somebody is mapping into a range; at its end the range shows what he has mapped, or what it showed before.
+struct Stay<'a> {
+    range: &'a FixedRange,
+    mapped: bool,
+}
+
+impl Stay<'_> {
+    fn end<E>(mut self, mapped: bool) -> Result<(), FixedError<E>> {
+        self.mapped = mapped;
+        let ended = self.leave();
+        std::mem::forget(self);
+        ended
+    }
+
+    fn leave<E>(&self) -> Result<(), FixedError<E>> {
+        let FixedRange { memory, offset, len, .. } = self.range;
+        let before = self.range.change(|state| if state == State::Busy { State::Free } else { state });
+        let revoked = before == State::Revoked;
+        if !self.mapped || revoked {
+            // A mapping at a fixed address that fails may have taken away what was there before.
+            let filled = memory.fill(*offset, *len);
+            filled.inspect_err(|_| memory.seal(*offset, *len)).map_err(FixedError::Place)?;
+        }
+        if revoked { Err(FixedError::Revoked) } else { Ok(()) }
+    }
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        let _ = self.leave::<std::convert::Infallible>();
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod convert;
 mod fences;
+mod shaders;
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
@@ -31,6 +32,7 @@ use crate::resource::{GuestBacking, PinnedBacking};
 use crate::seams::{Area, Caching, Plane};
 use convert::{buffer_of, dma_buf_of, failed, iovecs, resource_of, transfer_of};
 use fences::Fences;
+use shaders::Missing;
 
 /// How long the end of a context waits for its fences: longer than drivers take to give a hung GPU up.
 const CONTEXT_END: Duration = Duration::from_secs(20);
@@ -110,14 +112,20 @@ pub struct RutabagaRenderer {
     rutabaga: Rutabaga,
     capsets: Vec<Capset>,
     fences: Fences,
-    /// Its contexts, and whether each draws by OpenGL.
-    contexts: HashMap<u32, bool>,
+    contexts: HashMap<u32, Kind>,
     /// Guest memory that it has the addresses of, by resource.
     backings: HashMap<u32, PinnedBacking>,
     /// Descriptors that it keeps, by resource.
     descriptors: HashMap<u32, u64>,
     /// A stream in whole words: what comes from a guest may lie anywhere.
     words: Vec<u32>,
+}
+
+/// What virglrenderer has made of a context.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    OpenGl(Missing),
+    Venus,
 }
 
 impl std::fmt::Debug for RutabagaRenderer {
@@ -179,11 +187,20 @@ impl RutabagaRenderer {
     }
 
     /// A context is there before anything is done with it: virglrenderer is not asked about unknown ones.
-    fn known(&self, context: u32) -> Result<(), RendererError> {
-        if self.contexts.contains_key(&context) {
-            return Ok(());
+    fn known(&self, context: u32) -> Result<Kind, RendererError> {
+        let kind = self.contexts.get(&context).copied();
+        kind.ok_or_else(|| RendererError::Invalid(format!("there is no context {context}")))
+    }
+
+    /// What a context is after a stream.
+    fn after(kind: Kind, stream: &[u32]) -> Result<Kind, RendererError> {
+        match kind {
+            Kind::OpenGl(missing) => missing
+                .after(stream)
+                .map(Kind::OpenGl)
+                .ok_or_else(|| RendererError::Invalid("a shader's parts are not all there".into())),
+            Kind::Venus => Ok(kind),
         }
-        Err(RendererError::Invalid(format!("there is no context {context}")))
     }
 }
 
@@ -228,15 +245,16 @@ impl Renderer for RutabagaRenderer {
             self.virgl()?;
         }
         self.rutabaga().create_context(context, capset, Some(name)).map_err(failed)?;
-        self.contexts.insert(context, capset != RUTABAGA_CAPSET_VENUS);
+        let kind = if capset == RUTABAGA_CAPSET_VENUS { Kind::Venus } else { Kind::OpenGl(Missing::default()) };
+        self.contexts.insert(context, kind);
         Ok(())
     }
 
     /// virglrenderer 1.3 frees an OpenGL context while its own thread may still be waiting for one of the context's fences,
     /// and uses it then. One whose fences do not signal is never freed, nor is its id used again.
     fn destroy_context(&mut self, context: u32) {
-        if let Some(by_opengl) = self.contexts.remove(&context) {
-            if !by_opengl || self.fences.wait_for_context(context, CONTEXT_END) {
+        if let Some(kind) = self.contexts.remove(&context) {
+            if matches!(kind, Kind::Venus) || self.fences.wait_for_context(context, CONTEXT_END) {
                 let _ = self.rutabaga().destroy_context(context);
             } else {
                 warn_limited!(context, "fences of a context do not signal: it is left as it is");
@@ -255,7 +273,7 @@ impl Renderer for RutabagaRenderer {
     }
 
     fn submit(&mut self, context: u32, stream: &[u8]) -> Result<(), RendererError> {
-        self.known(context)?;
+        let kind = self.known(context)?;
         if !stream.len().is_multiple_of(size_of::<u32>()) {
             return Err(RendererError::Invalid("a stream is whole words".into()));
         }
@@ -266,9 +284,12 @@ impl Renderer for RutabagaRenderer {
         words.clear();
         words.resize(stream.len() / size_of::<u32>(), 0);
         words.as_mut_bytes().copy_from_slice(stream);
-        let submitted = self.rutabaga().submit_command(context, words.as_mut_bytes(), &[]);
+        let submitted = Self::after(kind, &words).and_then(|kind| {
+            self.contexts.insert(context, kind);
+            self.rutabaga().submit_command(context, words.as_mut_bytes(), &[]).map_err(failed)
+        });
         self.words = words;
-        submitted.map_err(failed)
+        submitted
     }
 
     fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError> {
