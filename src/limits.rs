@@ -22,9 +22,10 @@ pub struct Limits {
     /// that nobody has touched cost the host nothing yet.
     pub image_bytes: u64,
     /// Bytes of the renderer's resources, as far as the device can tell: a blob's size; four bytes for each pixel of any other
-    /// resource, of each layer, level and sample.
+    /// resource, of each layer, level and sample, though some formats take sixteen. What contexts make by their streams alone
+    /// (shaders, samplers, queries) is not seen.
     pub rendered_bytes: u64,
-    /// File descriptors of blobs, offers, received items and pipes at a time, those that the renderer keeps for its resources,
+    /// File descriptors of blobs, offers, received items and pipes at a time, those that the renderer keeps for its own,
     /// one for each cross-domain context, and one for each read of a host buffer that the VMM, a display or a cursor waits for
     /// (two for a dma-buf). The process's own limit must lie above it.
     pub fds: u64,

@@ -285,10 +285,11 @@ impl Gpu {
         self.scanouts.reset();
         self.exports.clear();
         self.events.reset();
-        self.destroy_contexts();
+        // Resources first: with them goes the renderer's guest memory, and a context may take its time to end.
         let rendered = self.resources.iter().filter(|(_, row)| row.memory.is_rendered());
         let rendered: Vec<u32> = rendered.map(|(id, _)| id).collect();
         rendered.into_iter().for_each(|id| self.forget_rendered(id));
+        self.destroy_contexts();
         let resources: Vec<Resource> = self.resources.drain().collect();
         let mut going_on = Vec::new();
         for resource in resources {

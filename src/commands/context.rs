@@ -12,7 +12,7 @@ use crate::limits::{Charge, Quota};
 use crate::protocol::features;
 use crate::protocol::wire::command_type::SUBMIT_3D;
 use crate::protocol::wire::{CAPSET_CROSS_DOMAIN, Header};
-use crate::renderer::Fence;
+use crate::renderer::{Created, Fence};
 use crate::resource::ResourceKey;
 use crate::seams::Work;
 
@@ -91,8 +91,14 @@ impl Gpu {
             let work = Work::Later(renderer.create_context(id, capset, name));
             return Step::after(work, self, move |gpu, created| {
                 gpu.making.remove(&Made::Context(id));
-                created?;
-                gpu.insert_context(id, Kind::Rendered, [Some(charge), None]);
+                let Created { descriptors, .. } = created?;
+                match gpu.ledger.charge(Quota::Fds, descriptors) {
+                    Ok(fds) => gpu.insert_context(id, Kind::Rendered, [Some(charge), Some(fds)]),
+                    Err(reached) => {
+                        gpu.forget_rendered_context(id);
+                        return Err(reached.into());
+                    }
+                }
                 Ok(Response::NoData)
             });
         }

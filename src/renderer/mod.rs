@@ -204,11 +204,26 @@ pub trait Renderer {
     /// The capability sets that it serves; asked for once. A renderer without any is not used.
     fn capsets(&self) -> Vec<Capset>;
 
+    /// A descriptor that is readable while the renderer wants to be [polled](Self::poll); asked for once.
+    fn poll_descriptor(&self) -> Option<OwnedFd> {
+        None
+    }
+
+    /// Does what the renderer has left to do by itself, when its descriptor says so: makes it unreadable, too.
+    fn poll(&mut self) {}
+
     /// Makes a context; `capset` is one of its own, or 0 where the guest named none.
     ///
     /// # Errors
     /// See [`RendererError`]; so for all calls below.
     fn create_context(&mut self, context: u32, capset: u32, name: &str) -> Result<(), RendererError>;
+
+    /// How many descriptors it keeps open for a context that it has just made, until that ends: they count for
+    /// [`Limits::fds`](crate::Limits::fds).
+    fn context_descriptors(&mut self, context: u32) -> u64 {
+        let _ = context;
+        0
+    }
 
     /// Ends a context. Its fences must signal.
     fn destroy_context(&mut self, context: u32);
@@ -232,8 +247,8 @@ pub trait Renderer {
     fn create_blob(&mut self, request: &BlobRequest) -> Result<RenderedBlob, RendererError>;
 
     /// Maps a blob whose memory is its [own](BlobMemory::Own) over the `len` bytes from `address` on, in place of what is mapped
-    /// there. `len` is the blob's size in whole pages. The device alone takes the mapping away again, by mapping something
-    /// else over it, also after an error. The blob may have gone by then: the mapping must outlast it.
+    /// there. `len` is the blob's size in whole pages. The device moves the mapping into the window, and alone takes it away
+    /// again, also after an error. The blob may have gone by then: the mapping must outlast it.
     ///
     /// # Errors
     /// Memory that cannot be mapped.

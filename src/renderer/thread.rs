@@ -2,6 +2,7 @@
 //! replies and never blocks, and gives up a renderer that does not come back from a call.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::sync::mpsc as blocking;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
@@ -21,7 +23,7 @@ use crate::resource::GuestBacking;
 use crate::seams::{Area, FixedRange, LocalFuture};
 
 enum Request {
-    CreateContext { context: u32, capset: u32, name: String, reply: Reply<()> },
+    CreateContext { context: u32, capset: u32, name: String, reply: Reply<Created<()>> },
     DestroyContext { context: u32, reply: Reply<()> },
     Attach { context: u32, resource: u32, attached: bool, reply: Reply<()> },
     Submit { context: u32, stream: Vec<u8>, reply: Reply<()> },
@@ -34,6 +36,7 @@ enum Request {
     ExportPicture { resource: u32, reply: Reply<Option<RenderedPicture>> },
     DestroyResource { resource: u32, reply: Reply<()> },
     Fence { context: u32, ring: Option<u8>, fence: Fence },
+    Poll { done: blocking::SyncSender<()> },
 }
 
 /// What makes a resource.
@@ -85,10 +88,13 @@ impl Running {
         let (ended, end) = oneshot::channel::<()>();
         let link = Arc::new(Link { calls: AtomicU64::new(0), lost: watch::Sender::new(false) });
         let device_end = Arc::clone(&link);
+        let pump = requests.downgrade();
         std::thread::Builder::new().name("virtio-gpu-renderer".into()).spawn(move || {
             match factory() {
                 Ok(mut renderer) => {
                     let _ = started.send(Ok(renderer.capsets()));
+                    // Ends with this value.
+                    let _pump = renderer.poll_descriptor().map(|file| Pump::start(file, pump));
                     link.serve(&mut *renderer, queue);
                 }
                 Err(error) => drop(started.send(Err(error))),
@@ -111,6 +117,9 @@ impl Running {
         (self.thread, self.capsets, ended)
     }
 }
+
+/// No call is taken for hung before.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Most that tokio's channels take.
 const fn mpsc_max() -> usize {
@@ -160,7 +169,7 @@ impl RendererThread {
         })
     }
 
-    pub(crate) fn create_context(&self, context: u32, capset: u32, name: String) -> Replied<()> {
+    pub(crate) fn create_context(&self, context: u32, capset: u32, name: String) -> Replied<Created<()>> {
         self.ask(|reply| Request::CreateContext { context, capset, name, reply })
     }
 
@@ -234,7 +243,7 @@ impl Link {
     async fn hangs(&self, deadline: Duration) {
         let mut seen = 0;
         loop {
-            tokio::time::sleep(deadline).await;
+            tokio::time::sleep(deadline.max(SHORTEST)).await;
             let calls = self.calls.load(Ordering::Relaxed);
             if calls == seen && calls % 2 == 1 {
                 error_limited!(?deadline, "a call of the renderer does not end: the renderer is given up");
@@ -257,6 +266,48 @@ impl Link {
     }
 }
 
+/// A thread that waits for what a renderer wants to be polled for, and ends with this value.
+struct Pump {
+    _end: io::Result<std::io::PipeWriter>,
+}
+
+impl Pump {
+    fn start(file: OwnedFd, requests: mpsc::WeakSender<Request>) -> Self {
+        let start = || {
+            let (end, writer) = std::io::pipe()?;
+            let wait = move || while readable(&file, &end) && ask_to_poll(&requests) {};
+            std::thread::Builder::new().name("virtio-gpu-poll".into()).spawn(wait)?;
+            Ok(writer)
+        };
+        let end = start();
+        if let Err(error) = &end {
+            warn_limited!(%error, "nobody waits for what the renderer does by itself");
+        }
+        Self { _end: end }
+    }
+}
+
+/// Waits until the file is readable; false where the other end of the pipe has gone.
+fn readable(file: &OwnedFd, end: &std::io::PipeReader) -> bool {
+    let mut both = [PollFd::new(file, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+    loop {
+        match poll(&mut both, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+            Ok(_) => return both[1].revents().is_empty(),
+        }
+    }
+}
+
+/// Has the renderer polled, and waits for that; false where there is none any more.
+fn ask_to_poll(requests: &mpsc::WeakSender<Request>) -> bool {
+    let Some(requests) = requests.upgrade() else { return false };
+    let (done, polled) = blocking::sync_channel(1);
+    let sent = requests.blocking_send(Request::Poll { done });
+    drop(requests);
+    sent.is_ok() && polled.recv().is_ok()
+}
+
 /// With the descriptors that the renderer keeps for what it has made.
 fn created<T>(
     renderer: &mut dyn Renderer,
@@ -271,7 +322,9 @@ impl Request {
     fn serve(self, renderer: &mut dyn Renderer) {
         match self {
             Self::CreateContext { context, capset, name, reply } => {
-                let _ = reply.send(renderer.create_context(context, capset, &name));
+                let made = renderer.create_context(context, capset, &name);
+                let _ =
+                    reply.send(made.map(|made| Created { made, descriptors: renderer.context_descriptors(context) }));
             }
             Self::DestroyContext { context, reply } => {
                 renderer.destroy_context(context);
@@ -312,6 +365,10 @@ impl Request {
                 let _ = reply.send(Ok(()));
             }
             Self::Fence { context, ring, fence } => renderer.fence(context, ring, fence),
+            Self::Poll { done } => {
+                renderer.poll();
+                let _ = done.send(());
+            }
             Self::Create(create) => create.serve(renderer),
         }
     }

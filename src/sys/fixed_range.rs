@@ -1,6 +1,7 @@
-//! A range of a window that somebody on another thread maps into by himself, at its fixed address.
-//! It may be taken back meanwhile without waiting: then whoever is in it restores it when he comes out.
+//! A range of a window that a renderer fills with memory that it maps by itself, on its own thread.
+//! It maps elsewhere, and what it has mapped is moved into the window whole; a range that was taken back meanwhile stays as it is.
 
+use std::io;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,16 +13,8 @@ pub struct FixedRange {
     memory: Arc<Reservation>,
     offset: u64,
     len: u64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Free,
-    /// Somebody is mapping into it.
-    Busy,
-    /// Nobody maps into it any more.
-    Revoked,
+    /// Whether nothing is to come into it any more. Held while something is moved in, which takes microseconds.
+    revoked: Mutex<bool>,
 }
 
 /// Why nothing was mapped into a range.
@@ -31,8 +24,10 @@ pub(crate) enum FixedError<E> {
     Revoked,
     #[error(transparent)]
     Refused(E),
+    #[error("what was mapped cannot be moved into the window: {0}")]
+    Pieces(io::Error),
     #[error(transparent)]
-    Place(PlaceError),
+    Place(#[from] PlaceError),
 }
 
 impl FixedRange {
@@ -40,80 +35,41 @@ impl FixedRange {
     /// [`PlaceError::OutOfRange`].
     pub(crate) fn new(memory: Arc<Reservation>, offset: u64, len: u64) -> Result<Self, PlaceError> {
         memory.span(offset, len)?;
-        Ok(Self { memory, offset, len, state: Mutex::new(State::Free) })
+        Ok(Self { memory, offset, len, revoked: Mutex::new(false) })
     }
 
-    /// Calls `map` with the range's address and length in bytes, to map something over all of it. The range is as it was after
-    /// any error.
+    /// Calls `map` with an address outside of the window and the range's length in bytes, to map something over all of that, and
+    /// moves it into the window. What is not mapped over shows the filler. After any error the range is as it was, but for
+    /// [`PlaceError::Lost`].
     ///
     /// # Errors
     /// See [`FixedError`].
     pub(crate) fn map<E>(&self, map: impl FnOnce(NonNull<u8>, usize) -> Result<(), E>) -> Result<(), FixedError<E>> {
-        if self.change(|state| if state == State::Free { State::Busy } else { state }) != State::Free {
+        let (_, len) = self.memory.span(self.offset, self.len)?;
+        let staged = self.memory.stage(self.offset, self.len)?;
+        let address = staged.address().ok_or(FixedError::Revoked)?;
+        map(address, len).map_err(FixedError::Refused)?;
+        let staged = staged.moved().map_err(FixedError::Pieces)?;
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        if *revoked {
             return Err(FixedError::Revoked);
         }
-        let (address, len) = self.memory.span(self.offset, self.len).map_err(FixedError::Place)?;
-        let address = NonNull::new(address.cast()).ok_or(FixedError::Revoked)?;
-        // A renderer that panics comes out of it, too.
-        let stay = Stay { range: self, mapped: false };
-        let mapped = map(address, len);
-        stay.end(mapped.is_ok())?;
-        mapped.map_err(FixedError::Refused)
+        Ok(self.memory.place_staged(self.offset, staged)?)
     }
 
-    /// Nobody maps into it any more. False where somebody is about to: what the range shows is not known then, and he alone
-    /// restores it.
-    pub(crate) fn revoke(&self) -> bool {
-        self.change(|_| State::Revoked) != State::Busy
-    }
-
-    /// Changes the state, and says what it was.
-    fn change(&self, change: impl FnOnce(State) -> State) -> State {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = *state;
-        *state = change(before);
-        before
-    }
-}
-
-/// Somebody is mapping into a range; at its end the range shows what he has mapped, or what it showed before.
-struct Stay<'a> {
-    range: &'a FixedRange,
-    mapped: bool,
-}
-
-impl Stay<'_> {
-    fn end<E>(mut self, mapped: bool) -> Result<(), FixedError<E>> {
-        self.mapped = mapped;
-        let ended = self.leave();
-        std::mem::forget(self);
-        ended
-    }
-
-    fn leave<E>(&self) -> Result<(), FixedError<E>> {
-        let FixedRange { memory, offset, len, .. } = self.range;
-        let before = self.range.change(|state| if state == State::Busy { State::Free } else { state });
-        let revoked = before == State::Revoked;
-        if !self.mapped || revoked {
-            // A mapping at a fixed address that fails may have taken away what was there before.
-            let filled = memory.fill(*offset, *len);
-            filled.inspect_err(|_| memory.seal(*offset, *len)).map_err(FixedError::Place)?;
-        }
-        if revoked { Err(FixedError::Revoked) } else { Ok(()) }
-    }
-}
-
-impl Drop for Stay<'_> {
-    fn drop(&mut self) {
-        let _ = self.leave::<std::convert::Infallible>();
+    /// Nothing comes into it any more.
+    pub(crate) fn revoke(&self) {
+        *self.revoked.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    #![expect(unsafe_code, reason = "what a renderer's library does: it maps at a fixed address")]
 
-    use super::super::reservation::Protection;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
     use super::*;
 
     const PAGE: u64 = 4096;
@@ -122,50 +78,91 @@ mod tests {
         Arc::new(Reservation::scratch(8 * 4096, 4096).expect("a window"))
     }
 
-    fn byte(window: &Reservation, offset: u64) -> u8 {
-        let mut out = [0];
-        window.read(offset, &mut out).expect("in range");
-        out[0]
+    fn range(window: &Arc<Reservation>) -> FixedRange {
+        FixedRange::new(Arc::clone(window), PAGE, 2 * PAGE).expect("in the window")
     }
 
-    /// What a renderer's own mapping does to the range, by the window's own means.
-    fn show(window: &Reservation, byte: u8) -> Result<(), &'static str> {
-        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    fn bytes(window: &Reservation) -> [u8; 2] {
+        [PAGE, 2 * PAGE].map(|offset| {
+            let mut out = [0];
+            window.read(offset, &mut out).expect("in range");
+            out[0]
+        })
+    }
+
+    /// Maps pages that hold this byte.
+    fn show(address: NonNull<u8>, len: usize, byte: u8) -> Result<(), &'static str> {
         let file = memfd_create("fixed", MemfdFlags::CLOEXEC).expect("memfd");
-        ftruncate(&file, PAGE).expect("size");
-        rustix::io::pwrite(&file, &[byte], 0).expect("written");
-        window.place(PAGE, PAGE, file.as_fd(), Protection::ReadWrite).expect("placed");
+        ftruncate(&file, len as u64).expect("size");
+        rustix::io::pwrite(&file, &vec![byte; len], 0).expect("written");
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the range was lent by `FixedRange::map`, which expects to find it mapped over.
+        unsafe { mmap(address.as_ptr().cast(), len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0) }
+            .expect("mapped");
         Ok(())
     }
 
     #[test]
-    fn a_mapping_that_fails_never_leaves_what_it_has_shown() {
+    fn the_window_never_shows_what_was_mapped_before_it_is_whole_nor_anything_of_what_was_refused() {
         let window = window();
-        let range = FixedRange::new(Arc::clone(&window), PAGE, PAGE).expect("in the window");
+        let range = range(&window);
         let refused = range.map(|address, len| {
-            assert_eq!((address.as_ptr(), len), (window.host_address().wrapping_add(4096), 4096));
-            show(&window, 7)?;
+            show(address, len, 7)?;
+            assert_eq!(bytes(&window), [0, 0], "not yet");
             Err("no")
         });
         assert!(matches!(refused, Err(FixedError::Refused("no"))), "{refused:?}");
-        assert_eq!(byte(&window, PAGE), 0);
-        range.map(|_, _| show(&window, 8)).expect("free again");
-        assert_eq!(byte(&window, PAGE), 8);
+        assert_eq!(bytes(&window), [0, 0]);
+        range.map(|address, len| show(address, len, 8)).expect("free again");
+        assert_eq!(bytes(&window), [8, 8]);
     }
 
     #[test]
     fn a_range_that_was_taken_back_meanwhile_never_shows_what_came_late() {
         let window = window();
-        let range = FixedRange::new(Arc::clone(&window), PAGE, PAGE).expect("in the window");
-        let late = range.map(|_, _| {
-            assert!(!range.revoke(), "somebody is in it");
-            show(&window, 7)
+        let range = range(&window);
+        let late = range.map(|address, len| {
+            range.revoke();
+            show(address, len, 7)
         });
         assert!(matches!(late, Err(FixedError::Revoked)), "{late:?}");
-        assert_eq!(byte(&window, PAGE), 0);
-        let after = range.map(|_, _| -> Result<(), ()> { panic!("nobody maps into it any more") });
-        assert!(matches!(after, Err(FixedError::Revoked)), "{after:?}");
-        assert!(range.revoke());
+        assert_eq!(bytes(&window), [0, 0]);
+    }
+
+    #[test]
+    fn what_is_mapped_in_part_or_leaves_a_gap_never_makes_a_hole() {
+        let window = window();
+        let range = range(&window);
+        window.write(2 * PAGE, &[5]).expect("the filler takes writes");
+        let before = bytes(&window);
+        // Kernels before 6.17 move one mapping at a time.
+        match range.map(|address, len| show(address, len / 2, 7)) {
+            Ok(()) => assert_eq!(bytes(&window), [7, before[1]]),
+            Err(error) => assert!(matches!(error, FixedError::Pieces(_)), "{error:?}"),
+        }
+        window.fill(PAGE, 2 * PAGE).expect("filled");
+        let gap = range.map(|address, len| {
+            // SAFETY: as above; nobody else knows of the range.
+            unsafe { munmap(address.as_ptr().wrapping_add(len / 2).cast(), len / 2) }.expect("unmapped");
+            show(address, len / 2, 7)
+        });
+        assert!(matches!(gap, Err(FixedError::Pieces(_))), "{gap:?}");
+        assert_eq!(bytes(&window), before);
+    }
+
+    #[test]
+    fn a_renderer_that_panics_never_leaves_the_window_changed() {
+        let window = window();
+        let range = range(&window);
+        let mapping = std::panic::AssertUnwindSafe(|| {
+            range.map(|address, len| -> Result<(), ()> {
+                let _ = show(address, len, 7);
+                std::panic::resume_unwind(Box::new("told to"))
+            })
+        });
+        assert!(std::panic::catch_unwind(mapping).is_err());
+        assert_eq!(bytes(&window), [0, 0]);
+        range.map(|address, len| show(address, len, 8)).expect("free still");
     }
 
     #[test]

@@ -80,6 +80,58 @@ unsafe impl Sync for Reservation {}
 
 type MapResult = rustix::io::Result<*mut c_void>;
 
+/// Memory that is mapped outside of any window, to be moved into one.
+#[derive(Debug)]
+pub(super) struct Staged {
+    start: *mut c_void,
+    len: usize,
+}
+
+impl Staged {
+    /// Address space without access.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    fn reserve(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+        Ok(Self { start, len })
+    }
+
+    pub(super) fn address(&self) -> Option<NonNull<u8>> {
+        NonNull::new(self.start.cast())
+    }
+
+    /// A piece of it, in whole pages.
+    fn span(&self, offset: u64, len: u64) -> Option<(*mut c_void, usize)> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len as u64)?;
+        Some((self.start.wrapping_byte_add(offset as usize), (end - offset) as usize))
+    }
+
+    /// The same memory in another place. What has gaps, or is several mappings where the kernel moves but one (before Linux
+    /// 6.17), is refused here: a window would learn of that only when it has a hole.
+    ///
+    /// # Errors
+    /// It cannot be moved.
+    pub(super) fn moved(self) -> io::Result<Self> {
+        // SAFETY: the range is this value's; without MS_INVALIDATE the call changes nothing, and starts no writing either.
+        unsafe { rustix::mm::msync(self.start, self.len, MsyncFlags::ASYNC) }?;
+        let there = Self::reserve(self.len)?;
+        move_mapping(self.start, self.len, there.start)?;
+        std::mem::forget(self);
+        Ok(there)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped for this value, which alone knows its address; whatever was moved into a window has
+        // been forgotten. No reference into it is ever handed out.
+        let _ = unsafe { rustix::mm::munmap(self.start, self.len) };
+    }
+}
+
 impl Reservation {
     /// Reserves `len` bytes filled by one memfd of `scratch` bytes, mapped again and again.
     ///
@@ -172,20 +224,41 @@ impl Reservation {
         protection: Protection,
         move_mapping: impl FnOnce(*mut c_void, usize, *mut c_void) -> MapResult,
     ) -> Result<(), PlaceError> {
-        let (target, len_bytes) = self.span(offset, len)?;
+        let (_, len_bytes) = self.span(offset, len)?;
         let (prot, share) = match protection {
             Protection::ReadWrite => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
             Protection::PrivateCopy => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE),
             Protection::ReadOnly => (ProtFlags::READ, MapFlags::SHARED),
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let staged = unsafe { rustix::mm::mmap(ptr::null_mut(), len_bytes, prot, share, file, 0) }
+        let start = unsafe { rustix::mm::mmap(ptr::null_mut(), len_bytes, prot, share, file, 0) }
             .map_err(|errno| PlaceError::Refused { source: errno.into() })?;
-        let Err(errno) = move_mapping(staged, len_bytes, target) else { return Ok(()) };
+        self.move_in(offset, Staged { start, len: len_bytes }, move_mapping)
+    }
+
+    /// Moves what was mapped elsewhere into the window.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place), and a length that is not whole pages of the window.
+    pub(super) fn place_staged(&self, offset: u64, staged: Staged) -> Result<(), PlaceError> {
+        self.move_in(offset, staged, move_mapping)
+    }
+
+    fn move_in(
+        &self,
+        offset: u64,
+        staged: Staged,
+        move_mapping: impl FnOnce(*mut c_void, usize, *mut c_void) -> MapResult,
+    ) -> Result<(), PlaceError> {
+        let len = staged.len as u64;
+        let (target, len_bytes) = self.span(offset, len)?;
+        let Err(errno) = move_mapping(staged.start, len_bytes, target) else {
+            std::mem::forget(staged);
+            return Ok(());
+        };
         // Should the kernel have run out of memory after it took the old mapping away, another thread's mapping may have
         // come into the gap by now. Filling it breaks that thread; leaving it would show it to the guest.
-        // SAFETY: `staged` is the mapping made above; the move failed, so it is still there and nobody knows of it.
-        let _ = unsafe { rustix::mm::munmap(staged, len_bytes) };
+        drop(staged);
         match self.fill(offset, len) {
             // A process without room for one mapping more gets neither; ENOMEM for that reason comes before the move has
             // taken anything away.
@@ -210,39 +283,39 @@ impl Reservation {
     /// that was there before.
     pub(crate) fn fill(&self, offset: u64, len: u64) -> Result<(), PlaceError> {
         self.span(offset, len)?;
-        let lost = |errno: rustix::io::Errno| PlaceError::Lost { source: errno.into() };
-        match &self.filler {
-            Filler::Deny => self.fill_piece(offset, len, None).map_err(lost),
-            Filler::Scratch { file, len: scratch } => {
-                let scratch = *scratch as u64;
-                let mut at = offset;
-                while at < offset + len {
-                    let piece = (scratch - at % scratch).min(offset + len - at);
-                    self.fill_piece(at, piece, Some((file.as_fd(), at % scratch))).map_err(lost)?;
-                    at += piece;
-                }
-                Ok(())
-            }
-        }
+        let filled = self.fill_at(offset, len, |at, len| self.span(at, len).ok());
+        filled.map_err(|errno| PlaceError::Lost { source: errno.into() })
     }
 
-    /// One `mmap` of the filler; the caller has checked the whole range.
-    fn fill_piece(&self, offset: u64, len: u64, file: Option<(BorrowedFd<'_>, u64)>) -> rustix::io::Result<()> {
-        let (target, len) = self.span(offset, len).map_err(|_| rustix::io::Errno::RANGE)?;
-        let result = match file {
-            Some((file, start)) => {
-                let prot = ProtFlags::READ | ProtFlags::WRITE;
-                // SAFETY: `span` has just checked that the range lies in this reservation, which nothing but its own
-                // methods maps into; replacing what is mapped there is what filling means.
-                unsafe { rustix::mm::mmap(target, len, prot, MapFlags::SHARED | MapFlags::FIXED, file, start) }
-            }
-            None => {
-                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-                // SAFETY: as above.
-                unsafe { rustix::mm::mmap_anonymous(target, len, ProtFlags::empty(), flags) }
-            }
-        };
-        result.map(drop)
+    /// Memory elsewhere that shows what a gap at `offset` shows, for somebody to map something over it.
+    ///
+    /// # Errors
+    /// [`PlaceError::OutOfRange`], or what the kernel answers.
+    pub(super) fn stage(&self, offset: u64, len: u64) -> Result<Staged, PlaceError> {
+        let (_, len_bytes) = self.span(offset, len)?;
+        let refused = |source| PlaceError::Refused { source };
+        let staged = Staged::reserve(len_bytes).map_err(refused)?;
+        let filled = self.fill_at(offset, len, |at, len| staged.span(at - offset, len));
+        filled.map_err(|errno| refused(errno.into()))?;
+        Ok(staged)
+    }
+
+    /// Lays the filler of a range to where `target` says that its pieces are.
+    fn fill_at(
+        &self,
+        offset: u64,
+        len: u64,
+        target: impl Fn(u64, u64) -> Option<(*mut c_void, usize)>,
+    ) -> rustix::io::Result<()> {
+        let Filler::Scratch { file, len: scratch } = &self.filler else { return fill_piece(target(offset, len), None) };
+        let scratch = *scratch as u64;
+        let mut at = offset;
+        while at < offset + len {
+            let piece = (scratch - at % scratch).min(offset + len - at);
+            fill_piece(target(at, piece), Some((file.as_fd(), at % scratch)))?;
+            at += piece;
+        }
+        Ok(())
     }
 
     /// Copies bytes out of the range, as a guest would see them.
@@ -287,6 +360,26 @@ impl Reservation {
 }
 
 /// Moves an existing mapping onto `target`, replacing what is there in one step under the address space's lock.
+/// One `mmap` of the filler, over a piece of a reservation or of what is staged for one: `span` has just checked that it lies
+/// there.
+fn fill_piece(target: Option<(*mut c_void, usize)>, file: Option<(BorrowedFd<'_>, u64)>) -> rustix::io::Result<()> {
+    let (target, len) = target.ok_or(rustix::io::Errno::RANGE)?;
+    let result = match file {
+        Some((file, start)) => {
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: the piece lies in a range that belongs to one value of this module, which nothing but its own methods
+            // maps into; replacing what is mapped there is what filling means.
+            unsafe { rustix::mm::mmap(target, len, prot, MapFlags::SHARED | MapFlags::FIXED, file, start) }
+        }
+        None => {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            // SAFETY: as above.
+            unsafe { rustix::mm::mmap_anonymous(target, len, ProtFlags::empty(), flags) }
+        }
+    };
+    result.map(drop)
+}
+
 fn move_mapping(staged: *mut c_void, len: usize, target: *mut c_void) -> MapResult {
     let flags = MremapFlags::MAYMOVE;
     // SAFETY: `staged` is a mapping of `len` bytes that the caller has just made and owns; `target` was checked by

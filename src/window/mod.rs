@@ -232,7 +232,8 @@ impl Reserved {
         Work::later(async move {
             match mapping.await {
                 Ok(()) => Ok(placed),
-                Err(error) => Err(placed.not_mapped(MapError::Own(error.into()))),
+                // The range is given back by `placed`, and shows the filler: nothing comes into it any more.
+                Err(error) => Err(MapError::Own(error.into()).into()),
             }
         })
     }
@@ -295,15 +296,6 @@ impl Placed {
         }
     }
 
-    /// The renderer has mapped nothing, or does not say. Where it may still be at it the range is not used again.
-    fn not_mapped(mut self, error: MapError) -> PlaceFailure {
-        let quarantined = matches!(&self.content, Content::Own(range) if !range.revoke());
-        if let (true, Some(lease)) = (quarantined, self.lease.take()) {
-            lease.quarantine();
-        }
-        PlaceFailure { error, quarantined, rest: None }
-    }
-
     /// A placement has ended. One that failed has left the range as it was.
     fn shown(mut self, result: Result<(), PlaceError>) -> Result<Self, PlaceFailure> {
         let Err(source) = result else { return Ok(self) };
@@ -350,9 +342,10 @@ impl Placed {
 impl Drop for Placed {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else { return };
-        // Whoever is still at it restores the range by himself, when nobody knows of it any more.
-        let at_it = matches!(&self.content, Content::Own(range) if !range.revoke());
-        if at_it || lease.shared.memory.clear_now(lease.offset, self.len).is_err() {
+        if let Content::Own(range) = &self.content {
+            range.revoke();
+        }
+        if lease.shared.memory.clear_now(lease.offset, self.len).is_err() {
             lease.quarantine();
         }
     }

@@ -64,3 +64,10 @@ pub(super) fn transfer_of(transfer: &Transfer3d) -> Transfer3D {
     let Transfer3d { origin: [x, y, z], size: [w, h, d], offset, level, stride, layer_stride, .. } = *transfer;
     Transfer3D { x, y, z, w, h, d, level, stride, layer_stride, offset }
 }
+
+/// Whether the end of a transfer in guest memory has more than the 32 bits that virglrenderer reckons it in.
+pub(super) fn wraps(transfer: &Transfer3d) -> bool {
+    let Transfer3d { size: [_, height, depth], offset, stride, layer_stride, .. } = *transfer;
+    let (rows, layers) = (u64::from(height) * u64::from(stride), u64::from(depth) * u64::from(layer_stride));
+    rows.saturating_add(layers).saturating_add(offset) > u64::from(u32::MAX)
+}

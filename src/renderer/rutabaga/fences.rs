@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::renderer::Fence;
 
@@ -16,10 +16,13 @@ pub(super) struct Fences(Arc<(Mutex<Waiting>, Condvar)>);
 
 #[derive(Default)]
 struct Waiting {
-    /// By timeline, oldest first.
-    lists: HashMap<Timeline, VecDeque<(u32, Fence)>>,
+    /// By timeline, oldest first; without what a guest waits for where its context has ended.
+    lists: HashMap<Timeline, VecDeque<(u32, Option<Fence>)>>,
     last: u32,
 }
+
+/// Between two polls of whoever waits for fences.
+const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 
 /// Whether a timeline is one of a context's rings.
 fn is_of(timeline: &Timeline, context: u32) -> bool {
@@ -29,6 +32,14 @@ fn is_of(timeline: &Timeline, context: u32) -> bool {
 impl Waiting {
     fn is_idle(&self, context: u32) -> bool {
         self.lists.iter().all(|(timeline, list)| list.is_empty() || !is_of(timeline, context))
+    }
+
+    /// What somebody waits for on some timelines; their numbers stay until they signal.
+    fn take(&mut self, of: impl Fn(&Timeline) -> bool) -> Vec<Fence> {
+        let lists = self.lists.iter_mut().filter(|(timeline, _)| of(timeline)).map(|(_, list)| list);
+        let taken = lists.flat_map(|list| list.iter_mut().filter_map(|(_, fence)| fence.take())).collect();
+        self.lists.retain(|_, list| !list.is_empty());
+        taken
     }
 }
 
@@ -42,7 +53,7 @@ impl Fences {
         let mut waiting = self.lock();
         waiting.last = waiting.last.wrapping_add(1);
         let number = waiting.last;
-        waiting.lists.entry(timeline).or_default().push_back((number, fence));
+        waiting.lists.entry(timeline).or_default().push_back((number, Some(fence)));
         number
     }
 
@@ -52,31 +63,42 @@ impl Fences {
         let mut done = Vec::new();
         if let Some(list) = self.lock().lists.get_mut(&timeline) {
             // Numbers wrap; no more than half of them are ever under way.
-            let reached = |(waiting, _): &(u32, Fence)| number.wrapping_sub(*waiting) as i32 >= 0;
+            let reached = |(waiting, _): &(u32, Option<Fence>)| number.wrapping_sub(*waiting) as i32 >= 0;
             let count = list.iter().take_while(|fence| reached(fence)).count();
-            done.extend(list.drain(..count).map(|(_, fence)| fence));
+            done.extend(list.drain(..count).filter_map(|(_, fence)| fence));
         }
         done.into_iter().for_each(Fence::signal);
         self.0.1.notify_all();
     }
 
-    /// Waits until all fences of a context's rings have signalled, and says whether they have by the deadline.
-    pub(super) fn wait_for_context(&self, context: u32, deadline: Duration) -> bool {
-        let busy = |waiting: &mut Waiting| !waiting.is_idle(context);
-        let waited = self.0.1.wait_timeout_while(self.lock(), deadline, busy);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    /// Waits until all fences of a context's rings have signalled, and says whether they have by the deadline. `poll` is called
+    /// again and again meanwhile: some signal only then.
+    pub(super) fn wait_for_context(&self, context: u32, deadline: Duration, mut poll: impl FnMut()) -> bool {
+        let end = Instant::now() + deadline;
+        let mut waiting = self.lock();
+        while !waiting.is_idle(context) {
+            if Instant::now() >= end {
+                return false;
+            }
+            drop(waiting);
+            poll();
+            let busy = |waiting: &mut Waiting| !waiting.is_idle(context);
+            let waited = self.0.1.wait_timeout_while(self.lock(), BETWEEN_POLLS, busy);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
-    /// A context is no more: nobody signals for it.
+    /// A context is no more: nobody waits for its fences. Those that have not signalled are remembered.
     pub(super) fn end_context(&self, context: u32) {
-        let ended: Vec<_> = self.lock().lists.extract_if(|timeline, _| is_of(timeline, context)).collect();
+        let ended = self.lock().take(|timeline| is_of(timeline, context));
         drop(ended);
     }
 
-    /// Nobody signals any more.
+    /// Nobody waits any more.
     pub(super) fn end(&self) {
-        let lists = std::mem::take(&mut self.lock().lists);
-        drop(lists);
+        let ended = self.lock().take(|_| true);
+        drop(ended);
     }
 }
 
@@ -122,13 +144,15 @@ mod tests {
         let number = fences.add(Some((1, 0)), fence(0, &tell));
         fences.add(Some((2, 0)), fence(1, &tell));
         fences.add(None, fence(2, &tell));
-        assert!(!fences.wait_for_context(1, Duration::ZERO));
-        let other = fences.clone();
-        let signalling = std::thread::spawn(move || other.signal(Some((1, 0)), number));
-        assert!(fences.wait_for_context(1, Duration::from_secs(60)));
-        signalling.join().expect("no panic");
+        assert!(!fences.wait_for_context(1, Duration::ZERO, || ()));
+        assert!(fences.wait_for_context(1, Duration::from_secs(60), || fences.signal(Some((1, 0)), number)));
         assert_eq!(seen(&told), [0]);
-        assert!(fences.wait_for_context(3, Duration::ZERO));
+        assert!(fences.wait_for_context(3, Duration::ZERO, || ()));
+        fences.end_context(2);
+        assert_eq!(seen(&told), [1]);
+        assert!(!fences.wait_for_context(2, Duration::ZERO, || ()), "nobody waits, but it has not signalled");
+        fences.signal(Some((2, 0)), number + 1);
+        assert!(fences.wait_for_context(2, Duration::ZERO, || ()));
     }
 
     #[test]

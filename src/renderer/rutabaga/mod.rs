@@ -8,7 +8,7 @@ mod shaders;
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use rutabaga_gfx::{
     RUTABAGA_BLOB_MEM_HOST3D, RUTABAGA_BLOB_MEM_HOST3D_GUEST, RUTABAGA_CAPSET_VENUS, RUTABAGA_CAPSET_VIRGL,
     RUTABAGA_CAPSET_VIRGL2, RUTABAGA_FLAG_FENCE, RUTABAGA_FLAG_INFO_RING_IDX, RUTABAGA_MAP_CACHE_MASK,
     RUTABAGA_MAP_CACHE_UNCACHED, RUTABAGA_MAP_CACHE_WC, RUTABAGA_PATH_TYPE_GPU, ResourceCreateBlob, Rutabaga,
-    RutabagaBuilder, RutabagaError, RutabagaFence, RutabagaHandler, RutabagaPath,
+    RutabagaBuilder, RutabagaComponentType, RutabagaError, RutabagaFence, RutabagaHandler, RutabagaPath,
 };
 use zerocopy::IntoBytes;
 
@@ -32,10 +32,12 @@ use crate::resource::{GuestBacking, PinnedBacking};
 use crate::seams::{Area, Caching, Plane};
 use convert::{buffer_of, dma_buf_of, failed, iovecs, resource_of, transfer_of};
 use fences::Fences;
-use shaders::Missing;
+use shaders::Shaders;
 
 /// How long the end of a context waits for its fences: longer than drivers take to give a hung GPU up.
 const CONTEXT_END: Duration = Duration::from_secs(20);
+/// So many contexts whose ends were put off hold up the next one.
+const MOST_LEFT: usize = 64;
 
 /// What a [`RutabagaRenderer`] is to offer.
 #[derive(Debug, Clone, Default)]
@@ -98,7 +100,8 @@ impl RutabagaSettings {
 /// rutabaga_gfx 0.1.85 as a [`Renderer`], with virglrenderer 1.3 or newer: feature `virgl` of this crate.
 ///
 /// virglrenderer allows for one renderer a process, ever: the second one finds nothing to offer, and so its device does
-/// without. What it has to say goes to the `log` crate, as much as a guest likes to cause: a VMM that shows it bounds it.
+/// without; one that was given up is gone until the VMM starts again. A HOST3D_GUEST blob takes its guest memory with its
+/// creation. What it has to say goes to the `log` crate, as much as a guest likes to cause: a VMM that shows it bounds it.
 /// A stream that brings virglrenderer's OpenGL down brings the VMM down; Vulkan runs in processes of its own.
 ///
 /// ```no_run
@@ -113,6 +116,8 @@ pub struct RutabagaRenderer {
     capsets: Vec<Capset>,
     fences: Fences,
     contexts: HashMap<u32, Kind>,
+    /// Contexts of OpenGL that have ended before their fences have signalled.
+    left: Vec<u32>,
     /// Guest memory that it has the addresses of, by resource.
     backings: HashMap<u32, PinnedBacking>,
     /// Descriptors that it keeps, by resource.
@@ -124,7 +129,7 @@ pub struct RutabagaRenderer {
 /// What virglrenderer has made of a context.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    OpenGl(Missing),
+    OpenGl(Shaders),
     Venus,
 }
 
@@ -155,8 +160,8 @@ impl RutabagaRenderer {
             error => io::Error::other(error),
         })?;
         let capsets = capsets_of(&rutabaga);
-        let (contexts, backings, descriptors) = Default::default();
-        Ok(Self { rutabaga, capsets, fences, contexts, backings, descriptors, words: Vec::new() })
+        let (contexts, left, backings, descriptors) = Default::default();
+        Ok(Self { rutabaga, capsets, fences, contexts, left, backings, descriptors, words: Vec::new() })
     }
 
     /// Whether it draws by OpenGL. Without it virglrenderer must not be asked for textures, nor for context 0.
@@ -192,13 +197,28 @@ impl RutabagaRenderer {
         kind.ok_or_else(|| RendererError::Invalid(format!("there is no context {context}")))
     }
 
+    /// Ends what was left, as far as its fences have signalled. Where one is late already no other is waited for.
+    fn end_left(&mut self) {
+        let mut deadline = if self.left.len() > 1 { Duration::ZERO } else { CONTEXT_END };
+        for context in std::mem::take(&mut self.left) {
+            let rutabaga = &self.rutabaga;
+            if self.fences.wait_for_context(context, deadline, || rutabaga.event_poll()) {
+                let _ = self.rutabaga().destroy_context(context);
+                continue;
+            }
+            deadline = Duration::ZERO;
+            warn_limited!(context, "fences of a context do not signal: its end is put off");
+            self.left.push(context);
+        }
+    }
+
     /// What a context is after a stream.
     fn after(kind: Kind, stream: &[u32]) -> Result<Kind, RendererError> {
         match kind {
-            Kind::OpenGl(missing) => missing
+            Kind::OpenGl(shaders) => shaders
                 .after(stream)
                 .map(Kind::OpenGl)
-                .ok_or_else(|| RendererError::Invalid("a shader's parts are not all there".into())),
+                .ok_or_else(|| RendererError::Invalid("a shader that is not all there".into())),
             Kind::Venus => Ok(kind),
         }
     }
@@ -209,7 +229,10 @@ fn capsets_of(rutabaga: &Rutabaga) -> Vec<Capset> {
     let mut capsets = Vec::new();
     for index in 0..rutabaga.get_num_capsets() {
         let Ok((id, max_version, _)) = rutabaga.get_capset_info(index) else { continue };
-        let data = rutabaga.get_capset(id, max_version).unwrap_or_default();
+        let mut data = rutabaga.get_capset(id, max_version).unwrap_or_default();
+        if id == RUTABAGA_CAPSET_VIRGL2 {
+            hide_buffer_storage(&mut data);
+        }
         if data.iter().all(|byte| *byte == 0) {
             warn_limited!(capset = id, "virglrenderer has nothing to say of a capability set: it is not offered");
             continue;
@@ -219,13 +242,25 @@ fn capsets_of(rutabaga: &Rutabaga) -> Vec<Capset> {
     capsets
 }
 
+/// `capability_bits` in virglrenderer's `union virgl_caps`, by its offset in bytes.
+const CAPABILITY_BITS: usize = 392;
+/// `VIRGL_CAP_ARB_BUFFER_STORAGE`.
+const ARB_BUFFER_STORAGE: u32 = 1 << 31;
+
+/// Buffers that an OpenGL application maps for good have no descriptor, and a library's own memory cannot be shown in a window:
+/// an application would get none where it was promised some. Told that there is no such thing, Mesa makes do with transfers.
+fn hide_buffer_storage(capset: &mut [u8]) {
+    if let Some(bits) = capset.get_mut(CAPABILITY_BITS..).and_then(|rest| rest.first_chunk_mut()) {
+        *bits = (u32::from_le_bytes(*bits) & !ARB_BUFFER_STORAGE).to_le_bytes();
+    }
+}
+
 /// The process's standard error, which rutabaga's debug build puts standard output in place of.
 struct KeptStderr(Option<OwnedFd>);
 
 impl KeptStderr {
     fn keep() -> Self {
-        let kept = cfg!(debug_assertions).then(|| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3));
-        Self(kept.and_then(Result::ok))
+        Self(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).ok())
     }
 
     fn put_back(self) {
@@ -240,27 +275,47 @@ impl Renderer for RutabagaRenderer {
         self.capsets.clone()
     }
 
+    fn poll_descriptor(&self) -> Option<OwnedFd> {
+        self.rutabaga.poll_descriptor()?.as_fd().try_clone_to_owned().ok()
+    }
+
+    /// Queries of OpenGL that a guest waits for get their results here; virglrenderer's thread signals no fence meanwhile.
+    fn poll(&mut self) {
+        self.rutabaga.event_poll();
+    }
+
+    /// Virglrenderer's end of a Venus context: a socket, shared memory and an eventfd.
+    fn context_descriptors(&mut self, context: u32) -> u64 {
+        if matches!(self.contexts.get(&context), Some(Kind::Venus)) { 3 } else { 0 }
+    }
+
     fn create_context(&mut self, context: u32, capset: u32, name: &str) -> Result<(), RendererError> {
         if capset == 0 {
             self.virgl()?;
         }
+        self.end_left();
+        if self.left.len() >= MOST_LEFT {
+            return Err(RendererError::OutOfMemory(format!("{MOST_LEFT} contexts have not ended yet")));
+        }
         self.rutabaga().create_context(context, capset, Some(name)).map_err(failed)?;
-        let kind = if capset == RUTABAGA_CAPSET_VENUS { Kind::Venus } else { Kind::OpenGl(Missing::default()) };
+        let kind = if capset == RUTABAGA_CAPSET_VENUS { Kind::Venus } else { Kind::OpenGl(Shaders::default()) };
         self.contexts.insert(context, kind);
         Ok(())
     }
 
     /// virglrenderer 1.3 frees an OpenGL context while its own thread may still be waiting for one of the context's fences,
-    /// and uses it then. One whose fences do not signal is never freed, nor is its id used again.
+    /// and uses it then. So its fences are waited for, and where one does not signal in time the context is left for later;
+    /// its id is not free before.
     fn destroy_context(&mut self, context: u32) {
-        if let Some(kind) = self.contexts.remove(&context) {
-            if matches!(kind, Kind::Venus) || self.fences.wait_for_context(context, CONTEXT_END) {
-                let _ = self.rutabaga().destroy_context(context);
-            } else {
-                warn_limited!(context, "fences of a context do not signal: it is left as it is");
-            }
-        }
         self.fences.end_context(context);
+        match self.contexts.remove(&context) {
+            Some(Kind::Venus) => drop(self.rutabaga().destroy_context(context)),
+            Some(Kind::OpenGl(_)) => {
+                self.left.push(context);
+                self.end_left();
+            }
+            None => {}
+        }
     }
 
     /// Resources of the device's own it does not know: contexts cannot use them.
@@ -357,6 +412,9 @@ impl Renderer for RutabagaRenderer {
         if transfer.context != 0 {
             self.known(transfer.context)?;
         }
+        if convert::wraps(transfer) {
+            return Err(RendererError::Invalid("a transfer of 4 GiB or more".into()));
+        }
         let (context, resource) = (transfer.context, transfer.resource);
         let (region, rutabaga) = (transfer_of(transfer), self.virgl()?);
         match transfer.direction {
@@ -408,13 +466,22 @@ impl Renderer for RutabagaRenderer {
 }
 
 impl Drop for RutabagaRenderer {
-    /// All memory of the guest's first, then whoever waits.
+    /// Guest memory first, then whoever waits, then the contexts. Where one of them cannot be ended, nothing is: its end would be
+    /// the VMM's.
     fn drop(&mut self) {
-        for resource in std::mem::take(&mut self.backings).into_keys() {
-            let _ = self.rutabaga().detach_backing(resource);
+        let backings = std::mem::take(&mut self.backings);
+        for resource in backings.keys() {
+            let _ = self.rutabaga().detach_backing(*resource);
         }
+        drop(backings);
+        self.fences.end();
         let contexts: Vec<u32> = self.contexts.keys().copied().collect();
         contexts.into_iter().for_each(|context| self.destroy_context(context));
-        self.fences.end();
+        let nothing = || RutabagaBuilder::new(0, RutabagaHandler::new(|_| ()));
+        if !self.left.is_empty()
+            && let Ok(other) = nothing().set_default_component(RutabagaComponentType::Rutabaga2D).build()
+        {
+            std::mem::forget(std::mem::replace(&mut self.rutabaga, other));
+        }
     }
 }

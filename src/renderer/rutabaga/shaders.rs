@@ -1,42 +1,70 @@
-//! Shaders that a guest sends in parts. virglrenderer 1.3 follows a null pointer when one is used before its last part has
-//! come, so nothing else is taken in between; Mesa's driver sends nothing else either.
-//! The numbers are those of virglrenderer's `virgl_protocol.h`.
+//! Shaders as a guest sends them. virglrenderer 1.3 brings the VMM down where one is used before its last part has come, or where
+//! its head counts outputs that are not there; Mesa's driver sends neither, so neither is let through.
+//! The numbers are those of virglrenderer's `virgl_protocol.h` and of Mesa's `p_defines.h`.
 
 /// `VIRGL_CCMD_CREATE_OBJECT` of a `VIRGL_OBJECT_SHADER`: the low half of a command's first word.
 const CREATE_SHADER: u32 = 1 | 4 << 8;
-/// Where the words of a shader say how long it is, or that this is a later part; and how many outputs it streams.
-const LENGTH: usize = 3;
-const OUTPUTS: usize = 5;
 /// `VIRGL_OBJ_SHADER_OFFSET_CONT`.
 const LATER_PART: u32 = 1 << 31;
+/// `PIPE_SHADER_COMPUTE`, whose head has the size of its memory where others count their outputs.
+const COMPUTE: u32 = 5;
+/// `PIPE_MAX_SO_OUTPUTS`.
+const MOST_OUTPUTS: u32 = 64;
+/// What the text of a shader begins with, in all its stages.
+const STAGES: [&[u8; 4]; 5] = [b"VERT", b"FRAG", b"GEOM", b"TESS", b"COMP"];
 
-/// How much of a context's shader has not come yet, in words; 0 where none is on its way.
+/// A shader that has not come whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    handle: u32,
+    stage: u32,
+    /// Words that are still to come.
+    missing: u32,
+}
+
+/// The shader of a context that is on its way, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Missing(u32);
+pub(super) struct Shaders(Option<Part>);
 
-impl Missing {
-    /// What is missing after this stream; `None` where the stream uses anything before.
+impl Shaders {
+    /// What is on its way after this stream; `None` where the stream is not to be let through.
     pub(super) fn after(mut self, mut stream: &[u32]) -> Option<Self> {
         while let Some(first) = stream.first() {
             let len = (first >> 16) as usize;
             // One that does not fit is not served, nor is what comes after it.
             let Some((command, rest)) = stream.split_at_checked(len + 1) else { break };
-            if first & 0xffff == CREATE_SHADER {
-                self = self.after_part(command);
-            } else if self != Self::default() {
-                return None;
+            match self.0 {
+                _ if first & 0xffff == CREATE_SHADER => self = self.after_part(command)?,
+                None => {}
+                Some(_) => return None,
             }
             stream = rest;
         }
         Some(self)
     }
 
-    fn after_part(self, command: &[u32]) -> Self {
-        let (Some(length), Some(outputs)) = (command.get(LENGTH), command.get(OUTPUTS)) else { return self };
-        let head = 6 + if *outputs == 0 { 0 } else { (*outputs as usize).saturating_mul(2).saturating_add(4) };
-        let sent = command.len().saturating_sub(head) as u32;
-        let all = if length & LATER_PART != 0 { self.0 } else { length.div_ceil(4) };
-        Self(all.saturating_sub(sent))
+    fn after_part(self, command: &[u32]) -> Option<Self> {
+        let &[_, handle, stage, length, _, outputs, ref text @ ..] = command else { return None };
+        let later = length & LATER_PART != 0;
+        let missing = match self.0 {
+            Some(part) => (later && (part.handle, part.stage) == (handle, stage)).then_some(part.missing)?,
+            // One of which nothing is on its way is refused by virglrenderer.
+            None if later => return Some(self),
+            None => length.div_ceil(4),
+        };
+        let outputs = if stage == COMPUTE { 0 } else { outputs };
+        let head = match outputs {
+            0 => 0,
+            1..=MOST_OUTPUTS => 4 + 2 * outputs as usize,
+            _ => return None,
+        };
+        let text = text.get(head..)?;
+        let begins = |word: &u32| STAGES.iter().any(|stage| **stage == word.to_le_bytes());
+        if !later && !text.first().is_some_and(begins) {
+            return None;
+        }
+        let missing = missing.saturating_sub(text.len() as u32);
+        Some(Self((missing > 0).then_some(Part { handle, stage, missing })))
     }
 }
 
@@ -44,37 +72,65 @@ impl Missing {
 mod tests {
     use super::*;
 
-    /// A part of `words` words.
-    fn part(length: u32, words: usize) -> Vec<u32> {
-        let mut part = vec![CREATE_SHADER | (5 + words as u32) << 16, 7, 0, length, 300, 0];
-        part.resize(6 + words, 0x2020_2020);
+    const DRAW: [u32; 3] = [8 | 2 << 16, 0, 0];
+
+    /// A part of `words` words of a shader of `length` bytes, or the part from there on.
+    fn part(handle: u32, stage: u32, length: u32, words: usize) -> Vec<u32> {
+        let mut part = vec![CREATE_SHADER | (5 + words as u32) << 16, handle, stage, length, 300, 0];
+        part.resize(6 + words, u32::from_le_bytes(*b"VERT"));
         part
     }
 
-    fn after(missing: u32, parts: &[Vec<u32>]) -> Option<u32> {
-        Missing(missing).after(&parts.concat()).map(|missing| missing.0)
+    fn missing(before: Shaders, parts: &[&[u32]]) -> Option<u32> {
+        let after = before.after(&parts.concat())?;
+        Some(after.0.map_or(0, |part| part.missing))
     }
 
     #[test]
     fn nothing_is_ever_let_through_between_the_parts_of_a_shader() {
-        let draw = vec![8 | 2 << 16, 0, 0];
-        assert_eq!(after(0, &[part(38, 10), draw.clone()]), Some(0));
-        assert_eq!(after(0, &[part(41, 10), draw.clone()]), None);
-        assert_eq!(after(0, &[part(80, 10)]), Some(10));
-        assert_eq!(after(10, std::slice::from_ref(&draw)), None);
-        assert_eq!(after(10, &[part(40 | LATER_PART, 4)]), Some(6));
-        assert_eq!(after(10, &[part(40 | LATER_PART, 4), part(56 | LATER_PART, 6), draw.clone()]), Some(0));
-        assert_eq!(after(10, &[part(40 | LATER_PART, 9), draw]), None);
+        let none = Shaders::default();
+        assert_eq!(missing(none, &[&part(7, 0, 38, 10), &DRAW]), Some(0));
+        assert_eq!(missing(none, &[&part(7, 0, 41, 10), &DRAW]), None);
+        let ten = none.after(&part(7, 0, 80, 10)).expect("the first part");
+        assert_eq!(missing(ten, &[]), Some(10));
+        assert_eq!(missing(ten, &[&DRAW]), None);
+        assert_eq!(missing(ten, &[&part(7, 0, 40 | LATER_PART, 4)]), Some(6));
+        let rest = [part(7, 0, 40 | LATER_PART, 4), part(7, 0, 56 | LATER_PART, 6)];
+        assert_eq!(missing(ten, &[&rest[0], &rest[1], &DRAW]), Some(0));
+        assert_eq!(missing(ten, &[&rest[0], &DRAW]), None);
+        // Neither another shader, nor another's part, makes up for it.
+        for other in
+            [part(8, 1, 40, 10), part(7, 0, 40, 10), part(8, 0, 40 | LATER_PART, 10), part(7, 1, 40 | LATER_PART, 10)]
+        {
+            assert_eq!(missing(ten, &[&other]), None, "{:?}", &other[..4]);
+        }
+    }
+
+    #[test]
+    fn a_head_that_counts_what_is_not_there_is_never_let_through() {
+        let none = Shaders::default();
+        for outputs in [1, 2, 3, 65, u32::MAX] {
+            let mut shader = part(7, 0, 40, 10);
+            shader[5] = outputs;
+            // Its text begins where the head says that it has not ended.
+            shader[7..].fill(u32::from_le_bytes(*b"\nDCL"));
+            assert_eq!(missing(none, &[&shader]), None, "{outputs}");
+        }
+        let mut streaming = part(7, 0, 40, 16);
+        streaming[5] = 1;
+        assert_eq!(missing(none, &[&streaming, &DRAW]), Some(0));
+        let mut compute = part(7, COMPUTE, 40, 10);
+        (compute[5], compute[6]) = (1024, u32::from_le_bytes(*b"COMP"));
+        assert_eq!(missing(none, &[&compute, &DRAW]), Some(0));
+        assert_eq!(missing(none, &[&part(7, 0, 0, 0)]), None, "no text");
     }
 
     #[test]
     fn a_stream_that_ends_in_a_command_is_never_read_past_its_end() {
-        for cut in 0..16 {
-            let whole = part(40, 10);
-            assert_eq!(after(0, &[whole[..cut.min(whole.len() - 1)].to_vec()]), Some(0));
+        let whole = part(7, 0, 40, 10);
+        for cut in 0..whole.len() {
+            assert_eq!(missing(Shaders::default(), &[&whole[..cut]]), Some(0));
         }
-        assert_eq!(after(0, &[vec![CREATE_SHADER]]), Some(0));
-        let outputs = [CREATE_SHADER | 5 << 16, 7, 0, u32::MAX >> 1, 0, u32::MAX];
-        assert_eq!(after(0, &[outputs.to_vec()]), Some((u32::MAX >> 1).div_ceil(4)));
+        assert_eq!(missing(Shaders::default(), &[&[CREATE_SHADER]]), None);
     }
 }
