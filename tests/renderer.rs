@@ -2,18 +2,38 @@
 //! may be slow, refuse, panic or sit on its fences; nobody else may notice.
 #![cfg(feature = "testing")]
 
+#[path = "renderer/actor.rs"]
+mod actor;
 #[path = "renderer/echo.rs"]
 mod echo;
+#[path = "renderer/elsewhere.rs"]
+mod elsewhere;
+#[path = "renderer/exported.rs"]
+mod exported;
 #[path = "renderer/faults.rs"]
 mod faults;
+#[path = "renderer/fixed_map.rs"]
+mod fixed_map;
 #[path = "renderer/held.rs"]
 mod held;
+#[path = "renderer/lost.rs"]
+mod lost;
 #[path = "renderer/memory.rs"]
 mod memory;
+#[path = "renderer/own_late.rs"]
+mod own_late;
+#[path = "renderer/own_memory.rs"]
+mod own_memory;
+#[path = "renderer/patience.rs"]
+mod patience;
+#[path = "renderer/quotas.rs"]
+mod quotas;
 #[path = "renderer/rendered.rs"]
 mod rendered;
 #[path = "renderer/shown.rs"]
 mod shown;
+#[path = "renderer/stage.rs"]
+mod stage;
 #[path = "renderer/studio.rs"]
 mod studio;
 
@@ -23,7 +43,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use virtio_gpu_uring::protocol::cross_domain::ChannelType;
 use virtio_gpu_uring::protocol::wire::response_type::{
-    ERR_INVALID_CONTEXT_ID, ERR_INVALID_PARAMETER, ERR_OUT_OF_MEMORY, ERR_UNSPEC,
+    ERR_INVALID_CONTEXT_ID, ERR_INVALID_PARAMETER, ERR_INVALID_RESOURCE_ID, ERR_OUT_OF_MEMORY, ERR_UNSPEC,
 };
 use virtio_gpu_uring::testing::{Guest, GuestChannel, HostPeer, HostService, Lane, Request, Token, census};
 use virtio_gpu_uring::{Builder, HostBuffer, HostWindow, Limits};

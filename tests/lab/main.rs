@@ -6,6 +6,7 @@ mod dmabufs;
 mod exporters;
 mod fences;
 mod guests;
+mod rendered;
 mod scanouts;
 mod vcpu;
 mod vgem;
