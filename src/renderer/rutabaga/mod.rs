@@ -4,7 +4,7 @@
 
 mod convert;
 mod fences;
-mod shaders;
+mod guard;
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
@@ -32,7 +32,7 @@ use crate::resource::{GuestBacking, PinnedBacking};
 use crate::seams::{Area, Caching, Plane};
 use convert::{buffer_of, dma_buf_of, failed, iovecs, resource_of, transfer_of};
 use fences::Fences;
-use shaders::Shaders;
+use guard::Guard;
 
 /// How long the end of a context waits for its fences: longer than drivers take to give a hung GPU up.
 const CONTEXT_END: Duration = Duration::from_secs(20);
@@ -113,6 +113,8 @@ impl RutabagaSettings {
 /// ```
 pub struct RutabagaRenderer {
     rutabaga: Rutabaga,
+    /// Whether there may be a GPU.
+    gpu: bool,
     capsets: Vec<Capset>,
     fences: Fences,
     contexts: HashMap<u32, Kind>,
@@ -129,7 +131,7 @@ pub struct RutabagaRenderer {
 /// What virglrenderer has made of a context.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    OpenGl(Shaders),
+    OpenGl(Guard),
     Venus,
 }
 
@@ -150,6 +152,7 @@ impl RutabagaRenderer {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no capability set is asked for"));
         }
         let fences = Fences::default();
+        let gpu = settings.gpu.is_some() || has_render_node();
         let stderr = KeptStderr::keep();
         let built = settings.build(fences.clone());
         stderr.put_back();
@@ -161,7 +164,7 @@ impl RutabagaRenderer {
         })?;
         let capsets = capsets_of(&rutabaga);
         let (contexts, left, backings, descriptors) = Default::default();
-        Ok(Self { rutabaga, capsets, fences, contexts, left, backings, descriptors, words: Vec::new() })
+        Ok(Self { rutabaga, gpu, capsets, fences, contexts, left, backings, descriptors, words: Vec::new() })
     }
 
     /// Whether it draws by OpenGL. Without it virglrenderer must not be asked for textures, nor for context 0.
@@ -215,10 +218,10 @@ impl RutabagaRenderer {
     /// What a context is after a stream.
     fn after(kind: Kind, stream: &[u32]) -> Result<Kind, RendererError> {
         match kind {
-            Kind::OpenGl(shaders) => shaders
+            Kind::OpenGl(guard) => guard
                 .after(stream)
                 .map(Kind::OpenGl)
-                .ok_or_else(|| RendererError::Invalid("a shader that is not all there".into())),
+                .ok_or_else(|| RendererError::Invalid("a stream that virglrenderer does not survive".into())),
             Kind::Venus => Ok(kind),
         }
     }
@@ -240,6 +243,12 @@ fn capsets_of(rutabaga: &Rutabaga) -> Vec<Capset> {
         capsets.push(Capset { id, max_version, data });
     }
     capsets
+}
+
+/// Whether virglrenderer may find a GPU by itself.
+fn has_render_node() -> bool {
+    let entries = std::fs::read_dir("/dev/dri").into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).any(|name| name.as_encoded_bytes().starts_with(b"renderD"))
 }
 
 /// `capability_bits` in virglrenderer's `union virgl_caps`, by its offset in bytes.
@@ -298,7 +307,7 @@ impl Renderer for RutabagaRenderer {
             return Err(RendererError::OutOfMemory(format!("{MOST_LEFT} contexts have not ended yet")));
         }
         self.rutabaga().create_context(context, capset, Some(name)).map_err(failed)?;
-        let kind = if capset == RUTABAGA_CAPSET_VENUS { Kind::Venus } else { Kind::OpenGl(Shaders::default()) };
+        let kind = if capset == RUTABAGA_CAPSET_VENUS { Kind::Venus } else { Kind::OpenGl(Guard::new(self.gpu)) };
         self.contexts.insert(context, kind);
         Ok(())
     }

@@ -1,9 +1,11 @@
-//! Shaders as a guest sends them. virglrenderer 1.3 brings the VMM down where one is used before its last part has come, or where
-//! its head counts outputs that are not there; Mesa's driver sends neither, so neither is let through.
-//! The numbers are those of virglrenderer's `virgl_protocol.h` and of Mesa's `p_defines.h`.
+//! What keeps OpenGL streams from virglrenderer 1.3 that are known to bring it, and the VMM, down: a shader that is used before its
+//! last part has come, or whose head counts outputs that are not there; and a question that only a GPU's driver can answer.
+//! Mesa's driver sends none of them. The numbers are those of `virgl_protocol.h` and of Mesa's `p_defines.h`.
 
 /// `VIRGL_CCMD_CREATE_OBJECT` of a `VIRGL_OBJECT_SHADER`: the low half of a command's first word.
 const CREATE_SHADER: u32 = 1 | 4 << 8;
+/// `VIRGL_CCMD_GET_PIPE_RESOURCE_LAYOUT`.
+const GET_LAYOUT: u32 = 63;
 /// `VIRGL_OBJ_SHADER_OFFSET_CONT`.
 const LATER_PART: u32 = 1 << 31;
 /// `PIPE_SHADER_COMPUTE`, whose head has the size of its memory where others count their outputs.
@@ -22,21 +24,30 @@ struct Part {
     missing: u32,
 }
 
-/// The shader of a context that is on its way, if there is one.
+/// What has come of a context's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Shaders(Option<Part>);
+pub(super) struct Guard {
+    /// Whether virglrenderer has a GPU.
+    gpu: bool,
+    /// The shader that is on its way, if there is one.
+    shader: Option<Part>,
+}
 
-impl Shaders {
-    /// What is on its way after this stream; `None` where the stream is not to be let through.
+impl Guard {
+    pub(super) fn new(gpu: bool) -> Self {
+        Self { gpu, shader: None }
+    }
+
+    /// What has come after this stream; `None` where the stream is not to be let through.
     pub(super) fn after(mut self, mut stream: &[u32]) -> Option<Self> {
         while let Some(first) = stream.first() {
             let len = (first >> 16) as usize;
             // One that does not fit is not served, nor is what comes after it.
             let Some((command, rest)) = stream.split_at_checked(len + 1) else { break };
-            match self.0 {
+            match self.shader {
                 _ if first & 0xffff == CREATE_SHADER => self = self.after_part(command)?,
-                None => {}
-                Some(_) => return None,
+                None if self.gpu || first & 0xff != GET_LAYOUT => {}
+                _ => return None,
             }
             stream = rest;
         }
@@ -46,7 +57,7 @@ impl Shaders {
     fn after_part(self, command: &[u32]) -> Option<Self> {
         let &[_, handle, stage, length, _, outputs, ref text @ ..] = command else { return None };
         let later = length & LATER_PART != 0;
-        let missing = match self.0 {
+        let missing = match self.shader {
             Some(part) => (later && (part.handle, part.stage) == (handle, stage)).then_some(part.missing)?,
             // One of which nothing is on its way is refused by virglrenderer.
             None if later => return Some(self),
@@ -64,7 +75,7 @@ impl Shaders {
             return None;
         }
         let missing = missing.saturating_sub(text.len() as u32);
-        Some(Self((missing > 0).then_some(Part { handle, stage, missing })))
+        Some(Self { shader: (missing > 0).then_some(Part { handle, stage, missing }), ..self })
     }
 }
 
@@ -81,14 +92,14 @@ mod tests {
         part
     }
 
-    fn missing(before: Shaders, parts: &[&[u32]]) -> Option<u32> {
+    fn missing(before: Guard, parts: &[&[u32]]) -> Option<u32> {
         let after = before.after(&parts.concat())?;
-        Some(after.0.map_or(0, |part| part.missing))
+        Some(after.shader.map_or(0, |part| part.missing))
     }
 
     #[test]
     fn nothing_is_ever_let_through_between_the_parts_of_a_shader() {
-        let none = Shaders::default();
+        let none = Guard::default();
         assert_eq!(missing(none, &[&part(7, 0, 38, 10), &DRAW]), Some(0));
         assert_eq!(missing(none, &[&part(7, 0, 41, 10), &DRAW]), None);
         let ten = none.after(&part(7, 0, 80, 10)).expect("the first part");
@@ -108,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_head_that_counts_what_is_not_there_is_never_let_through() {
-        let none = Shaders::default();
+        let none = Guard::default();
         for outputs in [1, 2, 3, 65, u32::MAX] {
             let mut shader = part(7, 0, 40, 10);
             shader[5] = outputs;
@@ -126,11 +137,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_ever_asked_for_what_only_a_gpu_knows() {
+        let ask = [GET_LAYOUT | 2 << 16, 0, 0];
+        assert_eq!(missing(Guard::new(false), &[&DRAW, &ask]), None);
+        assert_eq!(missing(Guard::new(true), &[&DRAW, &ask]), Some(0));
+    }
+
+    #[test]
     fn a_stream_that_ends_in_a_command_is_never_read_past_its_end() {
         let whole = part(7, 0, 40, 10);
         for cut in 0..whole.len() {
-            assert_eq!(missing(Shaders::default(), &[&whole[..cut]]), Some(0));
+            assert_eq!(missing(Guard::default(), &[&whole[..cut]]), Some(0));
         }
-        assert_eq!(missing(Shaders::default(), &[&[CREATE_SHADER]]), None);
+        assert_eq!(missing(Guard::default(), &[&[CREATE_SHADER]]), None);
     }
 }
