@@ -4,6 +4,7 @@
 mod camera;
 mod gaps;
 mod live;
+mod mesa;
 mod modetest;
 mod pictures;
 mod pipewire;
