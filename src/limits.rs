@@ -72,10 +72,11 @@ impl Default for Limits {
 impl Limits {
     /// What a driver can ask of a renderer before it is answered, and what its end asks: a command and its fence, as many
     /// cursors as their queue holds, the end of each resource and context; and as much again for a driver that came while the
-    /// renderer was at it.
+    /// renderer was at it. One more is its own.
     pub(crate) fn requests_of_renderer(&self, cursors: u16) -> usize {
         let commands = (self.commands_in_flight as u64).saturating_mul(2).saturating_add(cursors.into());
-        let all = self.resources.saturating_add(self.contexts).saturating_add(commands).saturating_mul(2);
+        let all =
+            self.resources.saturating_add(self.contexts).saturating_add(commands).saturating_mul(2).saturating_add(1);
         usize::try_from(all).unwrap_or(usize::MAX)
     }
 }

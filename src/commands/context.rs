@@ -183,7 +183,9 @@ impl Gpu {
     /// Ends all contexts, for a reset, and takes back what the renderer is still making: it serves requests in order, so
     /// that the next driver's come after.
     pub(super) fn destroy_contexts(&mut self) {
-        let making: Vec<Made> = self.making.drain().collect();
+        let mut making: Vec<Made> = self.making.drain().collect();
+        // Resources first, as those that are there already.
+        making.sort_by_key(|made| matches!(made, Made::Context(_)));
         making.into_iter().for_each(|made| match made {
             Made::Context(id) => self.forget_rendered_context(id),
             Made::Resource(id) => self.forget_rendered(id),

@@ -267,34 +267,42 @@ impl Link {
 }
 
 /// A thread that waits for what a renderer wants to be polled for, and ends with this value.
-struct Pump {
-    _end: io::Result<std::io::PipeWriter>,
-}
+struct Pump(Option<(std::io::PipeWriter, std::thread::JoinHandle<()>)>);
 
 impl Pump {
     fn start(file: OwnedFd, requests: mpsc::WeakSender<Request>) -> Self {
         let start = || {
             let (end, writer) = std::io::pipe()?;
             let wait = move || while readable(&file, &end) && ask_to_poll(&requests) {};
-            std::thread::Builder::new().name("virtio-gpu-poll".into()).spawn(wait)?;
-            Ok(writer)
+            let thread = std::thread::Builder::new().name("virtio-gpu-poll".into()).spawn(wait)?;
+            io::Result::Ok((writer, thread))
         };
-        let end = start();
-        if let Err(error) = &end {
+        let started = start();
+        if let Err(error) = &started {
             warn_limited!(%error, "nobody waits for what the renderer does by itself");
         }
-        Self { _end: end }
+        Self(started.ok())
     }
 }
 
-/// Waits until the file is readable; false where the other end of the pipe has gone.
+impl Drop for Pump {
+    /// The queue has gone by now: whoever waits for an answer of the renderer's has none.
+    fn drop(&mut self) {
+        if let Some((end, thread)) = self.0.take() {
+            drop(end);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits until the file is readable; false where it never will be, or the other end of the pipe has gone.
 fn readable(file: &OwnedFd, end: &std::io::PipeReader) -> bool {
     let mut both = [PollFd::new(file, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
     loop {
         match poll(&mut both, None) {
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
-            Ok(_) => return both[1].revents().is_empty(),
+            Ok(_) => return both[0].revents() == PollFlags::IN && both[1].revents().is_empty(),
         }
     }
 }

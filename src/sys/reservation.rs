@@ -118,7 +118,14 @@ impl Staged {
         // SAFETY: the range is this value's; without MS_INVALIDATE the call changes nothing, and starts no writing either.
         unsafe { rustix::mm::msync(self.start, self.len, MsyncFlags::ASYNC) }?;
         let there = Self::reserve(self.len)?;
-        move_mapping(self.start, self.len, there.start)?;
+        if let Err(errno) = move_mapping(self.start, self.len, there.start) {
+            // What is in several pieces the kernel refuses when it has taken the target away: the addresses may be another
+            // thread's by now.
+            if errno == rustix::io::Errno::FAULT {
+                std::mem::forget(there);
+            }
+            return Err(errno.into());
+        }
         std::mem::forget(self);
         Ok(there)
     }

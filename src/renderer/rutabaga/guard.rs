@@ -6,6 +6,12 @@
 const CREATE_SHADER: u32 = 1 | 4 << 8;
 /// `VIRGL_CCMD_GET_PIPE_RESOURCE_LAYOUT`.
 const GET_LAYOUT: u32 = 63;
+/// `VIRGL_CCMD_NOP`, `TRANSFER3D` and `END_TRANSFERS`: what Mesa's driver begins a stream with, also in the middle of a shader.
+const BETWEEN: [u32; 3] = [0, 43, 44];
+/// `VIRGL_CCMD_SET_SUB_CTX`, which it goes on with.
+const SET_SUB_CONTEXT: u32 = 28;
+/// `VIRGL_CCMD_CREATE_SUB_CTX` and `DESTROY_SUB_CTX`: each may change which one is current.
+const SUB_CONTEXTS: [u32; 2] = [29, 30];
 /// `VIRGL_OBJ_SHADER_OFFSET_CONT`.
 const LATER_PART: u32 = 1 << 31;
 /// `PIPE_SHADER_COMPUTE`, whose head has the size of its memory where others count their outputs.
@@ -31,11 +37,13 @@ pub(super) struct Guard {
     gpu: bool,
     /// The shader that is on its way, if there is one.
     shader: Option<Part>,
+    /// The current sub-context, where that is known: shaders are on their way in one of them.
+    sub_context: Option<u32>,
 }
 
 impl Guard {
     pub(super) fn new(gpu: bool) -> Self {
-        Self { gpu, shader: None }
+        Self { gpu, shader: None, sub_context: None }
     }
 
     /// What has come after this stream; `None` where the stream is not to be let through.
@@ -44,9 +52,14 @@ impl Guard {
             let len = (first >> 16) as usize;
             // One that does not fit is not served, nor is what comes after it.
             let Some((command, rest)) = stream.split_at_checked(len + 1) else { break };
+            let kind = first & 0xff;
             match self.shader {
                 _ if first & 0xffff == CREATE_SHADER => self = self.after_part(command)?,
-                None if self.gpu || first & 0xff != GET_LAYOUT => {}
+                None if kind == SET_SUB_CONTEXT => self.sub_context = command.get(1).copied(),
+                None if SUB_CONTEXTS.contains(&kind) => self.sub_context = None,
+                None if self.gpu || kind != GET_LAYOUT => {}
+                Some(_) if BETWEEN.contains(&kind) => {}
+                Some(_) if kind == SET_SUB_CONTEXT && self.sub_context.is_some_and(|id| command[1..] == [id]) => {}
                 _ => return None,
             }
             stream = rest;
@@ -115,6 +128,22 @@ mod tests {
         {
             assert_eq!(missing(ten, &[&other]), None, "{:?}", &other[..4]);
         }
+    }
+
+    #[test]
+    fn what_mesa_begins_a_stream_with_never_parts_a_shader_but_another_sub_context_does() {
+        let none = Guard::default();
+        let (set, create) = (|id: u32| [SET_SUB_CONTEXT | 1 << 16, id], [SUB_CONTEXTS[0] | 1 << 16, 1]);
+        let transfers = [43 | 2 << 16, 0, 0, 44 | 1 << 16, 0, 0];
+        let first = part(7, 0, 80, 10);
+        let last = part(7, 0, 40 | LATER_PART, 10);
+        let ten = none.after(&[&create[..], &set(1), &first].concat()).expect("the first part");
+        assert_eq!(missing(ten, &[&transfers, &set(1), &last, &DRAW]), Some(0));
+        assert_eq!(missing(ten, &[&set(2), &last]), None);
+        assert_eq!(missing(ten, &[&create, &last]), None);
+        // Which one is current nobody knows after it was made or ended.
+        let ten = none.after(&[&set(1)[..], &create, &first].concat()).expect("the first part");
+        assert_eq!(missing(ten, &[&set(1), &last]), None);
     }
 
     #[test]

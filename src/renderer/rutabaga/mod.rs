@@ -120,6 +120,8 @@ pub struct RutabagaRenderer {
     contexts: HashMap<u32, Kind>,
     /// Contexts of OpenGL that have ended before their fences have signalled.
     left: Vec<u32>,
+    /// Whether one of them was waited for long enough.
+    late: bool,
     /// Guest memory that it has the addresses of, by resource.
     backings: HashMap<u32, PinnedBacking>,
     /// Descriptors that it keeps, by resource.
@@ -164,7 +166,18 @@ impl RutabagaRenderer {
         })?;
         let capsets = capsets_of(&rutabaga);
         let (contexts, left, backings, descriptors) = Default::default();
-        Ok(Self { rutabaga, gpu, capsets, fences, contexts, left, backings, descriptors, words: Vec::new() })
+        Ok(Self {
+            rutabaga,
+            gpu,
+            capsets,
+            fences,
+            contexts,
+            left,
+            late: false,
+            backings,
+            descriptors,
+            words: Vec::new(),
+        })
     }
 
     /// Whether it draws by OpenGL. Without it virglrenderer must not be asked for textures, nor for context 0.
@@ -200,19 +213,24 @@ impl RutabagaRenderer {
         kind.ok_or_else(|| RendererError::Invalid(format!("there is no context {context}")))
     }
 
-    /// Ends what was left, as far as its fences have signalled. Where one is late already no other is waited for.
+    /// Ends what was left, as far as its fences have signalled. Where one was late already none is waited for.
     fn end_left(&mut self) {
-        let mut deadline = if self.left.len() > 1 { Duration::ZERO } else { CONTEXT_END };
         for context in std::mem::take(&mut self.left) {
+            let deadline = if self.late { Duration::ZERO } else { CONTEXT_END };
             let rutabaga = &self.rutabaga;
-            if self.fences.wait_for_context(context, deadline, || rutabaga.event_poll()) {
+            let poll = || {
+                rutabaga.force_ctx_0();
+                rutabaga.event_poll();
+            };
+            if self.fences.wait_for_context(context, deadline, poll) {
                 let _ = self.rutabaga().destroy_context(context);
                 continue;
             }
-            deadline = Duration::ZERO;
             warn_limited!(context, "fences of a context do not signal: its end is put off");
+            self.late = true;
             self.left.push(context);
         }
+        self.late &= !self.left.is_empty();
     }
 
     /// What a context is after a stream.
@@ -247,8 +265,9 @@ fn capsets_of(rutabaga: &Rutabaga) -> Vec<Capset> {
 
 /// Whether virglrenderer may find a GPU by itself.
 fn has_render_node() -> bool {
-    let entries = std::fs::read_dir("/dev/dri").into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name()).any(|name| name.as_encoded_bytes().starts_with(b"renderD"))
+    let nodes = std::fs::read_dir("/dev/dri").into_iter().flatten().flatten();
+    let mut nodes = nodes.filter(|node| node.file_name().as_encoded_bytes().starts_with(b"renderD"));
+    nodes.any(|node| std::fs::File::options().read(true).write(true).open(node.path()).is_ok())
 }
 
 /// `capability_bits` in virglrenderer's `union virgl_caps`, by its offset in bytes.
@@ -290,7 +309,7 @@ impl Renderer for RutabagaRenderer {
 
     /// Queries of OpenGL that a guest waits for get their results here; virglrenderer's thread signals no fence meanwhile.
     fn poll(&mut self) {
-        self.rutabaga.event_poll();
+        self.rutabaga().event_poll();
     }
 
     /// Virglrenderer's end of a Venus context: a socket, shared memory and an eventfd.
@@ -318,7 +337,10 @@ impl Renderer for RutabagaRenderer {
     fn destroy_context(&mut self, context: u32) {
         self.fences.end_context(context);
         match self.contexts.remove(&context) {
-            Some(Kind::Venus) => drop(self.rutabaga().destroy_context(context)),
+            Some(Kind::Venus) => {
+                let _ = self.rutabaga().destroy_context(context);
+                self.fences.forget(context);
+            }
             Some(Kind::OpenGl(_)) => {
                 self.left.push(context);
                 self.end_left();
