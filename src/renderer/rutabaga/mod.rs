@@ -137,6 +137,19 @@ enum Kind {
     Venus,
 }
 
+impl Kind {
+    /// What it is after a stream.
+    fn after(self, stream: &[u32]) -> Result<Self, RendererError> {
+        match self {
+            Self::OpenGl(guard) => guard
+                .after(stream)
+                .map(Self::OpenGl)
+                .ok_or_else(|| RendererError::Invalid("a stream that virglrenderer does not survive".into())),
+            Self::Venus => Ok(self),
+        }
+    }
+}
+
 impl std::fmt::Debug for RutabagaRenderer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RutabagaRenderer").field("contexts", &self.contexts).finish_non_exhaustive()
@@ -231,17 +244,6 @@ impl RutabagaRenderer {
             self.left.push(context);
         }
         self.late &= !self.left.is_empty();
-    }
-
-    /// What a context is after a stream.
-    fn after(kind: Kind, stream: &[u32]) -> Result<Kind, RendererError> {
-        match kind {
-            Kind::OpenGl(guard) => guard
-                .after(stream)
-                .map(Kind::OpenGl)
-                .ok_or_else(|| RendererError::Invalid("a stream that virglrenderer does not survive".into())),
-            Kind::Venus => Ok(kind),
-        }
     }
 }
 
@@ -370,7 +372,7 @@ impl Renderer for RutabagaRenderer {
         words.clear();
         words.resize(stream.len() / size_of::<u32>(), 0);
         words.as_mut_bytes().copy_from_slice(stream);
-        let submitted = Self::after(kind, &words).and_then(|kind| {
+        let submitted = kind.after(&words).and_then(|kind| {
             self.contexts.insert(context, kind);
             self.rutabaga().submit_command(context, words.as_mut_bytes(), &[]).map_err(failed)
         });
