@@ -174,7 +174,12 @@ impl Gpu {
         let window = self.window.as_ref().ok_or(Refusal::NoWindow)?;
         blob.mapping.begin_map()?;
         let (size, caching) = (blob.size, blob.caching);
-        debug!(offset, size, "placing");
+        match &row.memory {
+            Memory::Host(HostBlob { buffer, .. }) => {
+                debug!(offset, size, kind = ?buffer.kind(), access = ?buffer.access(), "placing");
+            }
+            _ => debug!(offset, size, kind = "the renderer's own", "placing"),
+        }
         let work = match (window.reserve(offset, size), &row.memory) {
             (Ok(range), Memory::Host(blob)) => range.place(&blob.buffer, size),
             (Ok(range), _) => match &self.renderer {
