@@ -13,7 +13,7 @@ use super::fences::Fences;
 use crate::observe::warn_limited;
 use crate::renderer::Capset;
 
-/// What a [`RutabagaRenderer`] is to offer.
+/// What a [`RutabagaRenderer`](super::RutabagaRenderer) is to offer.
 #[derive(Debug, Clone, Default)]
 #[must_use = "settings do nothing until a renderer is made of them"]
 pub struct RutabagaSettings {
