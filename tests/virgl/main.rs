@@ -7,6 +7,7 @@
 //! them begins with a reset: what that leaves behind, the next test finds. Tests that count what a process holds, that may bring
 //! it down, or that need a device of their own run in a process of their own: this program once more (`alone`).
 
+#[path = "../pipewire/alone.rs"]
 mod alone;
 mod fences;
 mod garbage;
