@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -25,6 +26,9 @@ pub enum ActivateError {
     /// The device is active; it must be reset first.
     #[error("the device is active already")]
     Active,
+    /// Queues can be wired anew only where a driver is up and the device is paused.
+    #[error("no driver is up, or the device is not paused")]
+    NotPaused,
     /// No features have been acknowledged.
     #[error("the driver has not acknowledged its features")]
     NoFeatures,
@@ -89,8 +93,16 @@ pub(super) enum Control<M> {
     Pause {
         reply: Answer<Result<Paused, PauseError>>,
     },
+    Halt {
+        grace: Duration,
+        reply: Answer<Paused>,
+    },
     Resume {
         reply: Answer<()>,
+    },
+    Rewire {
+        activation: Box<Activation<M>>,
+        reply: Answer<Result<(), ActivateError>>,
     },
     Stop {
         reply: Answer<()>,

@@ -1,6 +1,7 @@
 //! The device's task from its start to its end: activate, serve, reset, stop.
 //! Control messages come before all other work, and only between turns, so that a reset never meets a command half done.
 
+use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -85,6 +86,9 @@ impl<M: GuestAddressSpace + Send + 'static> DeviceTask<M> {
                 Some(Control::Pause { reply }) => {
                     let _ = reply.send(pipeline.pause(deadline).await);
                 }
+                Some(Control::Halt { grace, reply }) => {
+                    let _ = reply.send(pipeline.halt(grace).await);
+                }
                 Some(Control::Stop { reply }) => {
                     end(pipeline, renderer, deadline).await;
                     let _ = reply.send(());
@@ -132,7 +136,10 @@ fn take<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, messa
             pipeline.resume();
             let _ = reply.send(());
         }
-        Control::Reset { .. } | Control::Pause { .. } | Control::Stop { .. } => {}
+        Control::Rewire { activation, reply } => {
+            let _ = reply.send(rewire(pipeline, *activation));
+        }
+        Control::Reset { .. } | Control::Pause { .. } | Control::Halt { .. } | Control::Stop { .. } => {}
     }
 }
 
@@ -228,6 +235,25 @@ fn activate<M: GuestAddressSpace + Send + 'static>(
     let control = source(control, memory.clone(), 0, event_idx)?;
     let cursor = if cursor.queue.ready() { Some(source(cursor, memory.clone(), 1, event_idx)?) } else { None };
     pipeline.activate(Active { control, cursor, interrupt }, memory, features);
+    Ok(())
+}
+
+/// Serves a driver whose queues are wired anew.
+fn rewire<M: GuestAddressSpace + Send + 'static>(
+    pipeline: &mut Pipeline<M>,
+    activation: Activation<M>,
+) -> Result<(), ActivateError> {
+    let Activation { memory, control, cursor, interrupt } = activation;
+    let active = pipeline.at_rest().ok_or(ActivateError::NotPaused)?;
+    let failed = |index| move |error: Box<dyn Error>| ActivateError::Queue { index, reason: error.to_string() };
+    match &mut active.cursor {
+        _ if !cursor.queue.ready() => active.cursor = None,
+        Some(source) => source.rewire(cursor.queue, cursor.kick).map_err(failed(1))?,
+        none => *none = Some(source(cursor, memory, 1, active.control.state().event_idx_enabled)?),
+    }
+    active.control.rewire(control.queue, control.kick).map_err(failed(0))?;
+    active.interrupt = interrupt;
+    pipeline.resume();
     Ok(())
 }
 

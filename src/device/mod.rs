@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use virtio_queue::Queue;
@@ -235,6 +236,21 @@ impl<M: GuestAddressSpace> Device<M> {
     /// Goes on after a pause. A reset ends a pause, too.
     pub fn resume(&self) -> Reply<()> {
         self.send(|reply| Control::Resume { reply })
+    }
+
+    /// As [`pause`](Self::pause), for a VMM that cannot take no for an answer: what does not end within `grace` goes on, and what
+    /// it comes to is kept for [`resume`](Self::resume). From the reply on nothing touches the queues or the driver.
+    pub fn halt(&self, grace: Duration) -> Reply<Paused> {
+        self.send(|reply| Control::Halt { grace, reply })
+    }
+
+    /// Goes on after a pause with queues that are wired anew: other kicks, another way to interrupt, another position; a cursor
+    /// queue may come or go. Everything that the guest has made is kept, and so are requests that have not been answered.
+    ///
+    /// The error: nothing is paused, or a queue is invalid or another one than before. Guest memory is the one of
+    /// before; [`Activation::memory`] is what a cursor queue that comes lies in.
+    pub fn rewire(&self, activation: Activation<M>) -> Reply<Result<(), ActivateError>> {
+        self.send(|reply| Control::Rewire { activation: Box::new(activation), reply })
     }
 
     /// What the device has counted since it was made.

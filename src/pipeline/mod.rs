@@ -74,6 +74,14 @@ enum Stage {
     Executed(Response),
 }
 
+/// What a request is given back with.
+struct Answer {
+    lane: Lane,
+    request: Request,
+    bytes: Vec<u8>,
+    is_error: bool,
+}
+
 /// The queues of an active device, and how their driver is interrupted.
 pub(crate) struct Active<M: GuestAddressSpace> {
     pub(crate) control: Source<M>,
@@ -138,6 +146,8 @@ pub(crate) struct Pipeline<M: GuestAddressSpace> {
     held: bool,
     /// The VMM has stopped its guest: the queues are left alone, and nothing is answered.
     paused: bool,
+    /// Answers that came meanwhile.
+    withheld: Vec<Answer>,
     /// The configuration has changed meanwhile.
     config_changed: bool,
     /// Ids of contexts that there are once every command that has arrived is carried out.
@@ -178,6 +188,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             stalled: false,
             held: false,
             paused: false,
+            withheld: Vec::new(),
             config_changed: false,
             contexts: HashSet::new(),
             lives: HashMap::new(),
@@ -199,6 +210,11 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     pub(crate) fn activate(&mut self, active: Active<M>, memory: M, features: u64) {
         self.gpu.start(features, Rc::new(Ram(memory)));
         self.active = Some(active);
+    }
+
+    /// The queues of a device that is paused.
+    pub(crate) fn at_rest(&mut self) -> Option<&mut Active<M>> {
+        self.active.as_mut().filter(|_| self.paused)
     }
 
     /// Takes up a read of the VMM's.
@@ -355,19 +371,36 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             let refusal = Refusal::ResponseSpace { needed: self.response.len(), have: room };
             self.refuse(&refusal).encode(&header, &mut self.response);
         }
+        let bytes = std::mem::take(&mut self.response);
+        let answer = Answer { lane, request, bytes, is_error: matches!(response, Response::Error(_)) };
+        if self.paused {
+            self.withheld.push(answer);
+        } else {
+            self.response = self.give_back(answer);
+        }
+    }
+
+    /// Writes an answer into its queue, and hands its bytes back for the next.
+    fn give_back(&mut self, answer: Answer) -> Vec<u8> {
+        let Answer { lane, request, bytes, is_error } = answer;
         debug!("answered");
         let counters = &self.gpu.counters;
-        if matches!(response, Response::Error(_)) {
+        if is_error {
             counters.answers_error.bump()
         } else {
             counters.answers_ok.bump()
         }
-        let Some(source) = self.active.as_mut().and_then(|active| active.source_mut(lane)) else {
-            return request.abandon();
+        let answered = match self.source(lane) {
+            Some(source) => source.answer(request, &bytes),
+            None => {
+                request.abandon();
+                Ok(())
+            }
         };
-        if let Err(error) = source.answer(request, &self.response) {
+        if let Err(error) = answered {
             self.broken(lane, &error);
         }
+        bytes
     }
 
     /// A ring that cannot be served: parked, reported once, and the driver is told.

@@ -1,5 +1,5 @@
-//! A guest that its VMM has stopped: work that has begun ends, and then nothing touches the queues or the driver until the
-//! guest goes on, here or elsewhere.
+//! A guest that its VMM has stopped: work that has begun ends, or is held, and then nothing touches the queues or the driver
+//! until the guest goes on, here or elsewhere.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -21,8 +21,8 @@ pub struct Paused {
     /// Queue 1, where the driver is up and uses it.
     pub cursor: Option<QueueState>,
     /// Requests that were taken from the queues and wait for something that may never come: a message of a host service, a
-    /// fence of the renderer. They are answered after [`resume`](crate::Device::resume) alone; with any of them a device
-    /// elsewhere cannot take over.
+    /// fence of the renderer; after [`halt`](crate::Device::halt) any other, too. They are answered after
+    /// [`resume`](crate::Device::resume) alone; with any of them a device elsewhere cannot take over.
     pub outstanding: usize,
 }
 
@@ -42,9 +42,24 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// # Errors
     /// The deadline; everything is as it was then.
     pub(crate) async fn pause(&mut self, deadline: Duration) -> Result<Paused, PauseError> {
-        if self.paused {
-            return Ok(self.state());
+        if !self.paused && !self.ends_within(deadline).await {
+            return Err(PauseError { unfinished: self.unfinished(), deadline });
         }
+        self.paused = true;
+        Ok(self.state())
+    }
+
+    /// The same, but for work that does not end soon: it goes on, and what it comes to is kept until the guest goes on.
+    pub(crate) async fn halt(&mut self, grace: Duration) -> Paused {
+        if !self.paused {
+            self.ends_within(grace).await;
+            self.paused = true;
+        }
+        self.state()
+    }
+
+    /// Takes no more requests; whether none is under way in the end.
+    async fn ends_within(&mut self, deadline: Duration) -> bool {
         let ended = poll_fn(|cx| {
             self.nudge.arm(cx);
             let more = self.turn(cx, false);
@@ -56,11 +71,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
             }
             Poll::Pending
         });
-        if timeout(deadline, ended).await.is_err() {
-            return Err(PauseError { unfinished: self.unfinished(), deadline });
-        }
-        self.paused = true;
-        Ok(self.state())
+        timeout(deadline, ended).await.is_ok()
     }
 
     /// The queues as they are.
@@ -68,7 +79,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         let state = |source: &Source<M>| source.state();
         let control = self.active.as_ref().map(|active| state(&active.control));
         let cursor = self.active.as_ref().and_then(|active| active.cursor.as_ref()).map(state);
-        Paused { control, cursor, outstanding: self.jobs.len() }
+        Paused { control, cursor, outstanding: self.jobs.len() + self.withheld.len() }
     }
 
     /// Commands that are under way, wait for one that is, or for a display; and redraws.
@@ -80,6 +91,9 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
     /// Goes on as if nothing had been.
     pub(crate) fn resume(&mut self) {
         self.paused = false;
+        for answer in std::mem::take(&mut self.withheld) {
+            self.give_back(answer);
+        }
         if let Some(active) = &mut self.active {
             active.control.look_again();
             if let Some(cursor) = &mut active.cursor {

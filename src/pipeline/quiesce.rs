@@ -36,6 +36,7 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         self.paced.clear();
         self.redraws.clear();
         self.jobs.drain().for_each(|(_, job)| job.request.abandon());
+        self.withheld.drain(..).for_each(|answer| answer.request.abandon());
         let now = Instant::now();
         let ends = now.checked_add(deadline).unwrap_or(now + FOREVER);
         self.end_work(ends).await;

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
-use virtio_queue::QueueState;
+use virtio_queue::{Queue, QueueState};
 use vm_memory::GuestAddressSpace;
 
 use crate::queue::{Popped, Request, Ring, RingError, Signal};
@@ -21,6 +21,17 @@ pub(crate) struct Source<M: GuestAddressSpace> {
 impl<M: GuestAddressSpace> Source<M> {
     pub(crate) fn new(ring: Ring<M>, kick: OwnedFd) -> std::io::Result<Self> {
         Ok(Self { ring, kick: Readiness::new(kick)?, busy: true, parked: false })
+    }
+
+    /// Goes on with a queue that is the same, at a position that the VMM states, and with another kick.
+    ///
+    /// # Errors
+    /// See [`Ring::continues`]; and the kick cannot be watched.
+    pub(crate) fn rewire(&mut self, queue: Queue, kick: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+        let kick = Readiness::new(kick)?;
+        self.ring.continues(queue)?;
+        (self.kick, self.busy) = (kick, true);
+        Ok(())
     }
 
     pub(crate) fn memory(&self) -> M::T {

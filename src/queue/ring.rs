@@ -18,6 +18,8 @@ const AVAIL_F_NO_INTERRUPT: u16 = 1;
 pub(crate) enum RingError {
     #[error("the queue's addresses or size are invalid")]
     Invalid,
+    #[error("it is another queue than before")]
+    Another,
     #[error("the available ring is broken: {0}")]
     Available(virtio_queue::Error),
     #[error("the available ring is no longer guest memory")]
@@ -61,6 +63,23 @@ impl<M: GuestAddressSpace> Ring<M> {
         }
         let taken = vec![0; usize::from(queue.size()).div_ceil(64)];
         Ok(Self { queue, memory, taken, lost: Rc::default(), unsignalled: false })
+    }
+
+    /// Goes on with the same queue from where `queue` is; what was popped and not given back stays so.
+    ///
+    /// # Errors
+    /// Its size or its addresses are others, or do not lie in guest memory any more; nothing has changed then.
+    pub(crate) fn continues(&mut self, mut queue: Queue) -> Result<(), RingError> {
+        let place = |queue: &Queue| (queue.size(), queue.desc_table(), queue.avail_ring(), queue.used_ring());
+        if place(&queue) != place(&self.queue) {
+            return Err(RingError::Another);
+        }
+        queue.set_event_idx(self.queue.event_idx_enabled());
+        if !queue.is_valid(&*self.memory.memory()) {
+            return Err(RingError::Invalid);
+        }
+        self.queue = queue;
+        Ok(())
     }
 
     /// Where the queue has come to, for one that goes on from there.

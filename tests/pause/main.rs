@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "shared with the renderer's tests, which use more of it")]
 mod echo;
 mod elsewhere;
+mod halt;
 mod life;
 #[path = "../order/memory.rs"]
 mod memory;

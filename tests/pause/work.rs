@@ -20,7 +20,7 @@ fn with_deadline(milliseconds: u64) -> Builder {
 }
 
 /// Blob 5 of a page, in context 1.
-fn blob(guest: &mut Guest) {
+pub(crate) fn blob(guest: &mut Guest) {
     let file = memfd_create("pause-work", MemfdFlags::CLOEXEC).expect("memfd");
     ftruncate(&file, PAGE).expect("size");
     let offered = soon(guest.device().offer(HostBuffer::from_fd(file).expect("a buffer"))).expect("room").0;
