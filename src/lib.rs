@@ -31,7 +31,8 @@
 //! # Features
 //! `cli` (default) builds the command line program. `png` is a display that writes PNG files. `testing` is the fake guest
 //! that the crate's own tests drive it with, `sources` makes host buffers of every kind to try it with. An embedder needs
-//! none of them.
+//! none of them. `vhost-user` has the [`sandbox`]; `virgl` has
+//! [`RutabagaRenderer`] draw.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("the device is made of io_uring, memfds and dma-bufs: Linux only");
@@ -49,6 +50,8 @@ mod queue;
 mod renderer;
 mod resource;
 mod seams;
+#[cfg(feature = "vhost-user")]
+pub mod sandbox;
 #[cfg(feature = "sources")]
 pub mod sources;
 mod sys;

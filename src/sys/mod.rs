@@ -9,6 +9,7 @@ pub(crate) mod fixed_range;
 pub(crate) mod mapping;
 pub(crate) mod pages;
 pub(crate) mod reservation;
+pub(crate) mod restricted;
 pub(crate) mod ring;
 pub(crate) mod signals;
 #[cfg(feature = "sources")]

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use io_uring::{cqueue, opcode, squeue, types};
@@ -16,6 +16,7 @@ use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::pages::Pages;
 use super::reservation::Reservation;
+use super::restricted;
 
 /// `madvise` advice for a range of a reservation (`asm-generic/mman-common.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,16 +36,36 @@ const WHOLE_PAGES: u32 = !0xffff;
 /// Entries of a runtime's submission queue, as tokio-uring has it by default.
 const ENTRIES: u32 = 256;
 
-/// A runtime for a device's own thread.
+/// How many descriptors the rest of the process may open while a runtime is made, without the ring being lost among them.
+const OTHERS: RawFd = 64;
+
+/// A runtime for a device's own thread. Where the kernel has that, from Linux 5.10 on, its ring takes none but the operations
+/// below: whoever gets hold of it opens no file by it.
 ///
 /// # Errors
 /// Where the process has no room for it, or the host does not let it use io_uring. tokio-uring 0.5 forgets the tokio
 /// runtime, and three descriptors with it, where its ring cannot be opened; so what it is about to need is tried first.
 pub(crate) fn runtime() -> io::Result<tokio_uring::Runtime> {
+    /// Of a process's rings the runtime's is known by being disabled still.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
     let spare = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
     let spares = [spare()?, spare()?, spare()?];
-    drop((io_uring::IoUring::new(ENTRIES)?, spares));
-    tokio_uring::Runtime::new(tokio_uring::builder().entries(ENTRIES))
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (ring, can_restrict) = restricted::try_out(ENTRIES)?;
+    // The runtime takes the lowest numbers that are free: these.
+    let highest = spares.iter().map(AsRawFd::as_raw_fd).fold(ring.as_raw_fd(), RawFd::max);
+    drop((ring, spares));
+    let mut builder = tokio_uring::builder();
+    builder.entries(ENTRIES);
+    if can_restrict {
+        let runtime = tokio_uring::Runtime::new(builder.uring_builder(&restricted::disabled()))?;
+        match restricted::restrict_the_disabled(highest.saturating_add(OTHERS)) {
+            Ok(()) => return Ok(runtime),
+            Err(error) => tracing::debug!(%error, "the ring stays unrestricted"),
+        }
+    }
+    tokio_uring::Runtime::new(builder.uring_builder(&tokio_uring::uring_builder()))
 }
 
 /// Drops what an operation kept alive and turns its completion into a result.
@@ -304,6 +325,47 @@ mod tests {
                 .expect("ended")
                 .expect_err("given up");
         });
+    }
+
+    #[test]
+    fn a_ring_of_the_device_never_opens_a_file_and_takes_the_operations_of_its_own() {
+        let runtime = runtime().expect("a runtime");
+        runtime.block_on(async {
+            let refused = tokio_uring::fs::File::open("/proc/self/status").await.expect_err("opened");
+            assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+            let refused = tokio_uring::no_op().await.expect_err("an operation that the device has no use for");
+            assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+            let memory = Arc::new(Reservation::scratch(16 * 4096, 4096).expect("window"));
+            advise(memory, 0, 16 * 4096, Advice::PopulateWrite).await.expect("populated");
+            let event = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
+            add(Arc::new(event.try_clone().expect("duplicate")), 1).await.expect("added");
+            give_up(Arc::new(event.try_clone().expect("duplicate")))
+                .await
+                .expect("nothing waits, and nothing is wrong");
+            close(event).await.expect("closed");
+        });
+    }
+
+    #[test]
+    fn rings_that_are_made_at_the_same_time_are_never_taken_for_each_other() {
+        let make = || {
+            let opened = runtime().expect("a runtime").block_on(tokio_uring::fs::File::open("/proc/self/status"));
+            assert_eq!(opened.expect_err("opened").raw_os_error(), Some(libc::EACCES));
+        };
+        std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(make))));
+    }
+
+    #[test]
+    fn an_operation_of_the_device_is_given_up_when_its_runtime_goes() {
+        let event = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
+        rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).expect("room");
+        let runtime = runtime().expect("a runtime");
+        let waiting = Arc::new(event.try_clone().expect("duplicate"));
+        runtime.block_on(async {
+            let soon = std::time::Duration::from_millis(20);
+            tokio::time::timeout(soon, add(waiting, 1)).await.expect_err("there is no room");
+        });
+        drop(runtime);
     }
 
     #[test]
