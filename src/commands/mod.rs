@@ -294,8 +294,8 @@ impl Gpu {
     pub(crate) fn begin(&mut self, header: &Header, command: Command) -> Result<Step, Refusal> {
         let context = header.ctx_id.get();
         match command {
-            Command::GetDisplayInfo => Ok(Step::Done(self.display_info())),
-            Command::GetEdid { scanout } => self.edid(scanout).map(Step::Done),
+            Command::GetDisplayInfo => self.display_info(),
+            Command::GetEdid { scanout } => self.edid(scanout),
             Command::GetCapsetInfo { index } => self.capset_info(index).map(Step::Done),
             Command::GetCapset { id, version } => self.capset(id, version).map(Step::Done),
             Command::UpdateCursor(cursor) => self.update_cursor(&cursor),

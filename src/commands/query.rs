@@ -2,9 +2,10 @@
 
 use zerocopy::IntoBytes;
 
-use super::{Gpu, Refusal, Response};
+use super::{Gpu, Refusal, Response, Step};
 use crate::cross_domain;
 use crate::protocol::wire::CAPSET_CROSS_DOMAIN;
+use crate::seams::Work;
 
 /// Version of the cross-domain capability set.
 const CROSS_DOMAIN_VERSION: u32 = 1;
@@ -16,14 +17,27 @@ pub(crate) fn capset_count(rendered: usize) -> u32 {
 }
 
 impl Gpu {
-    pub(super) fn display_info(&self) -> Response {
-        self.events.displays_read();
-        Response::DisplayInfo(self.scanouts.info())
+    pub(super) fn display_info(&mut self) -> Result<Step, Refusal> {
+        self.when_known(|gpu| {
+            gpu.events.displays_read();
+            Ok(Response::DisplayInfo(gpu.scanouts.info()))
+        })
     }
 
-    pub(super) fn edid(&self, scanout: u32) -> Result<Response, Refusal> {
-        self.events.displays_read();
-        self.scanouts.edid(scanout).map(Response::Edid).ok_or(Refusal::UnknownScanout { id: scanout })
+    pub(super) fn edid(&mut self, scanout: u32) -> Result<Step, Refusal> {
+        self.when_known(move |gpu| {
+            gpu.events.displays_read();
+            gpu.scanouts.edid(scanout).map(Response::Edid).ok_or(Refusal::UnknownScanout { id: scanout })
+        })
+    }
+
+    /// Answers a question about displays: at once, but while somebody finds out what they are.
+    fn when_known(
+        &mut self,
+        answer: impl FnOnce(&mut Self) -> Result<Response, Refusal> + 'static,
+    ) -> Result<Step, Refusal> {
+        let known = self.scanouts.hold().map_or(Work::Done(()), Work::later);
+        Step::after(known, self, |gpu, ()| answer(gpu))
     }
 
     pub(super) fn capset_info(&self, index: u32) -> Result<Response, Refusal> {

@@ -53,6 +53,7 @@ impl Gpu {
         self.ram = None;
         self.lease.end();
         self.reads.end();
+        self.scanouts.end_holds();
         self.close_channels();
     }
 }

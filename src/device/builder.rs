@@ -15,7 +15,7 @@ use super::lifecycle::Setup;
 use super::{Device, DeviceTask, Displays, QUEUE_SIZES, Shared};
 use crate::commands::capset_count;
 use crate::cross_domain::HostSockets;
-use crate::display::{ConnectError, Monitor, Scanouts};
+use crate::display::{ConnectError, Holds, Monitor, Scanouts};
 use crate::limits::Limits;
 use crate::observe::{LiveCounters, error_limited};
 use crate::protocol::config::LiveConfig;
@@ -80,8 +80,8 @@ impl fmt::Debug for Builder {
 }
 
 fn requests() -> (Displays, UnboundedReceiver<Request>) {
-    let (sender, requests) = unbounded_channel();
-    (Displays(sender), requests)
+    let (sender, receiver) = unbounded_channel();
+    (Displays { requests: sender, holds: Holds::default() }, receiver)
 }
 
 impl Builder {
@@ -165,7 +165,8 @@ impl Builder {
             return Err(BuildError::Alignment { alignment, page });
         }
         let counters = Arc::new(LiveCounters::default());
-        let scanouts = self.connected(Arc::clone(&counters))?;
+        let (displays, requests) = self.requests.take().unwrap_or_else(requests);
+        let scanouts = self.connected(displays.holds.clone(), Arc::clone(&counters))?;
         let most = self.limits.requests_of_renderer(QUEUE_SIZES[1]);
         let renderer = self.renderer.map(|factory| Running::start(factory, most)).transpose()?.flatten();
         let offered = offer_without(self.withheld);
@@ -193,26 +194,27 @@ impl Builder {
             counters,
             nudge: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?,
         };
-        let (displays, requests) = self.requests.unwrap_or_else(requests);
         let device = Device { displays, control: Some(sender), shared, thread: None };
         Ok((device, DeviceTask { setup, control, requests }))
     }
 
     /// The scanouts with what is connected to them from the start.
-    fn connected(&mut self, counters: Arc<LiveCounters>) -> Result<Scanouts<ResourceKey>, BuildError> {
+    fn connected(&mut self, holds: Holds, counters: Arc<LiveCounters>) -> Result<Scanouts<ResourceKey>, BuildError> {
         let highest = self.displays.iter().map(|(scanout, ..)| scanout.saturating_add(1)).max();
         let count = self.scanouts.or(highest).unwrap_or(1);
         if !(1..=MAX_SCANOUTS as u32).contains(&count) {
             return Err(BuildError::Scanouts { scanouts: count });
         }
-        let mut scanouts = Scanouts::new(count, counters);
+        let mut scanouts = Scanouts::new(count, holds, counters);
         for (scanout, monitor, display) in self.displays.drain(..) {
             scanouts.connect(scanout, monitor, display)?;
         }
         Ok(scanouts)
     }
 
-    /// Makes the device and gives it a thread of its own, which ends with the handle.
+    /// Makes the device and gives it a thread of its own, which ends with the handle. Its ring takes the device's own operations
+    /// and no others, where the kernel can see to that: futures of a window or a display that have tokio-uring read files
+    /// belong to a runtime of the VMM's own ([`build`](Self::build)).
     ///
     /// # Errors
     /// See [`BuildError`].

@@ -169,6 +169,7 @@ fn serve<M: GuestAddressSpace + Send + 'static>(pipeline: &mut Pipeline<M>, conf
             }
             let _ = reply.send(disconnected);
         }
+        Request::Release { hold } => drop(hold),
     }
 }
 

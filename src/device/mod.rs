@@ -36,7 +36,7 @@ use crate::seams::{Display, Interrupt};
 use control::Control;
 
 /// Largest size of each queue (0 control, 1 cursor), for the transport to state; [`Device::activate`] refuses more.
-pub const QUEUE_SIZES: [u16; 2] = [1024, 64];
+pub const QUEUE_SIZES: [u16; 2] = [1024, 1024];
 
 /// A queue as the driver has set it up, and the eventfd that the driver's notifications write.
 #[derive(Debug)]

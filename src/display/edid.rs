@@ -13,8 +13,14 @@ use timing::{DESCRIPTOR, Timing};
 
 pub(crate) use displayid::{MAX_CLOCK_KHZ, MAX_DESCRIBED};
 
-/// Size of a block, of which `GET_EDID` takes eight.
+/// Size of a block.
 const BLOCK: usize = 128;
+/// As many as `GET_EDID` takes.
+const MOST_BLOCKS: usize = 8;
+/// What every EDID begins with.
+const HEADER: [u8; 8] = [0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0];
+/// Where the base block says how many others follow it.
+const EXTENSIONS: usize = 126;
 /// What a monitor is called that has no name.
 pub(super) const DEFAULT_NAME: &str = "virtio-gpu";
 
@@ -70,11 +76,35 @@ const STANDARD: [(u32, u32); 15] = [
 
 /// The EDID of a monitor that passed its check: 1 to 8 blocks of 128 bytes.
 pub(crate) fn edid(monitor: &Monitor) -> Vec<u8> {
+    if let Some(edid) = &monitor.edid {
+        return edid.clone();
+    }
     let plan = Plan::new(monitor);
     let extensions = displayid::extensions(monitor, &plan.extension);
     let mut edid = base(monitor, &plan, extensions.len()).to_vec();
     edid.extend(extensions.into_iter().flatten());
     edid
+}
+
+/// Whether bytes from elsewhere are an EDID, as far as its frame goes: what its blocks say is for the guest to read.
+///
+/// # Errors
+/// What is wrong with them.
+pub(super) fn check(edid: &[u8]) -> Result<(), &'static str> {
+    let (blocks, rest) = edid.as_chunks::<BLOCK>();
+    if !rest.is_empty() || !(1..=MOST_BLOCKS).contains(&blocks.len()) {
+        return Err("is not one to eight blocks of 128");
+    }
+    if !edid.starts_with(&HEADER) {
+        return Err("does not begin as one");
+    }
+    if usize::from(edid[EXTENSIONS]) + 1 != blocks.len() {
+        return Err("says that it has another number of blocks");
+    }
+    if blocks.iter().any(|block| checksum(block) != 0) {
+        return Err("has a block whose sum is not zero");
+    }
+    Ok(())
 }
 
 /// How many modes of the monitor, besides the preferred one, want a description in extension blocks.
@@ -196,7 +226,7 @@ fn picture_mm(monitor: &Monitor, mode: Mode) -> (u16, u16) {
 
 fn base(monitor: &Monitor, plan: &Plan, extensions: usize) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
-    block[..8].copy_from_slice(&[0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);
+    block[..8].copy_from_slice(&HEADER);
     let letters = MANUFACTURER.iter().fold(0, |word, letter| word << 5 | u16::from(letter & 0x1f));
     block[8..10].copy_from_slice(&letters.to_be_bytes());
     block[10..12].copy_from_slice(&PRODUCT.to_le_bytes());
@@ -221,7 +251,7 @@ fn base(monitor: &Monitor, plan: &Plan, extensions: usize) -> [u8; BLOCK] {
     for (place, bytes) in block[54..126].chunks_exact_mut(DESCRIPTOR).zip(descriptors) {
         place.copy_from_slice(&bytes);
     }
-    block[126] = extensions as u8;
+    block[EXTENSIONS] = extensions as u8;
     block[127] = checksum(&block[..127]);
     block
 }

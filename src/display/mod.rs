@@ -1,8 +1,11 @@
 //! Scanouts: what is connected to each, what the guest shows on it, and its cursor.
 //! This room decides what a display is told; where pixels come from is the commands' business.
 
+#[cfg(any(feature = "png", feature = "vhost-user"))]
+pub(crate) mod canvas;
 mod contained;
 mod edid;
+mod hold;
 mod monitor;
 mod null;
 #[cfg(feature = "png")]
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use slotmap::Key;
 use zerocopy::FromZeros;
 
+pub(crate) use hold::{Hold, Holds};
 pub use monitor::{Mode, Monitor, MonitorError};
 pub use null::NullDisplay;
 #[cfg(feature = "png")]
@@ -114,12 +118,13 @@ impl<R> Scanout<R> {
 pub(crate) struct Scanouts<R> {
     list: Vec<Scanout<R>>,
     last_epoch: u64,
+    holds: Holds,
     counters: Arc<LiveCounters>,
 }
 
 impl<R: Key> Scanouts<R> {
     /// `count` scanouts with nothing connected.
-    pub(crate) fn new(count: u32, counters: Arc<LiveCounters>) -> Self {
+    pub(crate) fn new(count: u32, holds: Holds, counters: Arc<LiveCounters>) -> Self {
         let scanout = |_| Scanout {
             connected: None,
             showing: None,
@@ -129,7 +134,7 @@ impl<R: Key> Scanouts<R> {
             shown_cursor: 0,
             next_position: (0, 0),
         };
-        Self { list: (0..count).map(scanout).collect(), last_epoch: 0, counters }
+        Self { list: (0..count).map(scanout).collect(), last_epoch: 0, holds, counters }
     }
 
     /// How many there are.
@@ -212,6 +217,16 @@ impl<R: Key> Scanouts<R> {
     /// There is no such scanout.
     pub(crate) fn disconnect(&mut self, scanout: u32) -> Result<bool, ConnectError> {
         Ok(self.connectable(scanout)?.connect(None).is_some())
+    }
+
+    /// What a question about displays is to wait for; `None` where the answer is known.
+    pub(crate) fn hold(&self) -> Option<impl Future<Output = ()> + use<R>> {
+        self.holds.wait()
+    }
+
+    /// Questions that wait do so no longer, because their driver has gone.
+    pub(crate) fn end_holds(&self) {
+        self.holds.reset();
     }
 
     /// What GET_DISPLAY_INFO answers.

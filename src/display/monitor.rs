@@ -84,6 +84,9 @@ pub struct Monitor {
     /// Width and height of the screen in millimetres. The EDID leaves the size open, as for a projector, where one is below
     /// 5 mm or above 2554 mm. `None` takes the preferred mode's size at 96 pixels an inch, open where that is below 10 cm.
     pub size_mm: Option<(u32, u32)>,
+    /// An EDID that is told as it is, in place of one made of the other fields, for who shows the guest somebody else's monitor:
+    /// one to eight blocks of 128 bytes, each with its checksum. `GET_DISPLAY_INFO` is answered from the fields above.
+    pub edid: Option<Vec<u8>>,
 }
 
 /// Why a [`Monitor`] cannot be described to a guest.
@@ -120,6 +123,14 @@ pub enum MonitorError {
         /// As many as there may be.
         most: usize,
     },
+    /// An EDID that is none.
+    #[error("the EDID of {len} bytes {fault}")]
+    Edid {
+        /// Its length in bytes.
+        len: usize,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
 }
 
 impl Monitor {
@@ -133,10 +144,11 @@ impl Monitor {
             modes: DEFAULT_SIZES.map(|(width, height)| Mode::new(width, height)).to_vec(),
             position: (0, 0),
             size_mm: None,
+            edid: None,
         }
     }
 
-    /// Whether an EDID can say all this.
+    /// Whether an EDID can say all this, and one that is given is one.
     pub(crate) fn check(&self) -> Result<(), MonitorError> {
         for &mode in iter::once(&self.preferred).chain(&self.modes) {
             let Mode { width, height, refresh } = mode;
@@ -150,6 +162,9 @@ impl Monitor {
             if clock_khz > edid::MAX_CLOCK_KHZ {
                 return Err(MonitorError::PixelClock { mode, clock_khz });
             }
+        }
+        if let Some(edid) = &self.edid {
+            return edid::check(edid).map_err(|fault| MonitorError::Edid { len: edid.len(), fault });
         }
         let modes = edid::described(self);
         let most = edid::MAX_DESCRIBED;

@@ -1,7 +1,6 @@
 //! A display that writes what it is shown to PNG files: for tests, for guests without a screen, and as a model of a display
 //! whose work takes longer than the device may wait.
 
-mod canvas;
 mod file;
 mod writer;
 
@@ -10,10 +9,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use canvas::{Canvas, MOST_PIXELS};
 use file::{Files, Sprite};
 use writer::Writer;
 
+use crate::display::canvas::{Canvas, MOST_PIXELS};
 use crate::observe::warn_limited;
 use crate::seams::{Area, Cursor, Display, Picture, Pixels, Work};
 

@@ -7,7 +7,7 @@ use std::path::{self, Path, PathBuf};
 
 use png::{BitDepth, ColorType, Compression, Encoder};
 
-use super::canvas::Canvas;
+use crate::display::canvas::Canvas;
 use crate::seams::Cursor;
 
 /// Bytes of compressed picture that are written at a time.
@@ -48,7 +48,9 @@ impl Target {
     fn replace(&self, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
         // Made anew: what somebody else has put there, a link perhaps, is not written to.
         remove(&self.part)?;
-        let mut out = BufWriter::with_capacity(CHUNK, File::create_new(&self.part)?);
+        // And not to be read: in a sandbox that cannot be had.
+        let part = File::options().write(true).create_new(true).open(&self.part)?;
+        let mut out = BufWriter::with_capacity(CHUNK, part);
         let written = fill(&mut out).and_then(|()| out.flush());
         drop(out.into_parts());
         let replaced = written.and_then(|()| fs::rename(&self.part, &self.path));
@@ -110,8 +112,17 @@ impl Files {
             encoder.set_compression(Compression::Fastest);
             let mut file = encoder.write_header()?;
             let mut picture = file.stream_writer_with_size(CHUNK)?;
-            canvas
-                .rgb(|row| if given_up() { Err(io::ErrorKind::Interrupted.into()) } else { picture.write_all(row) })?;
+            let mut rgb = vec![[0; 3]; width as usize];
+            for row in canvas.rows() {
+                if given_up() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                for (to, from) in rgb.iter_mut().zip(row.as_chunks().0) {
+                    let [red, green, blue, _] = canvas.format().rgba(*from);
+                    *to = [red, green, blue];
+                }
+                picture.write_all(rgb.as_flattened())?;
+            }
             picture.finish()?;
             Ok(file.finish()?)
         })

@@ -9,8 +9,8 @@ use std::thread;
 
 use tokio::sync::watch;
 
-use super::canvas::Canvas;
 use super::file::{Files, Sprite};
+use crate::display::canvas::Canvas;
 use crate::observe::warn_limited;
 
 /// A cursor and its position, or none.

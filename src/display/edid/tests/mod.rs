@@ -220,3 +220,30 @@ fn no_mode_too_many_is_dropped_in_silence() {
     assert_eq!(edid(&full).len(), 1024);
     assert_eq!(wide(33).check(), Err(MonitorError::TooManyModes { modes: 33, most: 32 }));
 }
+
+#[test]
+fn an_edid_from_elsewhere_is_told_as_it_is_or_not_at_all() {
+    let own = edid(&Monitor { modes: vec![at(4096, 2160, 60)], ..Monitor::new(800, 600) });
+    assert_eq!(own.len(), 256);
+    let with = |edid: Vec<u8>| Monitor { edid: Some(edid), ..Monitor::new(64, 48) };
+    with(own.clone()).check().expect("an EDID");
+    assert_eq!(edid(&with(own.clone())), own);
+    let broken = |at: usize, value: u8| {
+        let mut bytes = own.clone();
+        bytes[at] = bytes[at].wrapping_add(value);
+        bytes
+    };
+    let mut header = broken(1, 1);
+    header[127] = header[127].wrapping_sub(1);
+    let mut blocks = broken(126, 1);
+    blocks[127] = blocks[127].wrapping_sub(1);
+    let mut many = own.repeat(5);
+    (many[126], many[127]) = (9, many[127].wrapping_sub(8));
+    let wrong =
+        [header, blocks, broken(60, 1), broken(200, 1), many, own[..128].to_vec(), own[..200].to_vec(), Vec::new()];
+    for bytes in wrong {
+        let len = bytes.len();
+        let refused = with(bytes).check();
+        assert!(matches!(refused, Err(MonitorError::Edid { len: told, .. }) if told == len), "{len}: {refused:?}");
+    }
+}

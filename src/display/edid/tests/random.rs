@@ -23,7 +23,7 @@ prop_compose! {
         modes in prop::collection::vec(modes(), 0..44),
         size_mm in option::of((0..5000_u32, 0..5000_u32)),
     ) -> Monitor {
-        Monitor { name, serial, preferred, modes, position: (0, 0), size_mm }
+        Monitor { name, serial, preferred, modes, position: (0, 0), size_mm, edid: None }
     }
 }
 

@@ -7,11 +7,11 @@ use crate::protocol::format::{Format, PIXEL};
 use crate::seams::{Area, Picture, Pixels};
 
 /// Most pixels of a picture: twice 8K.
-pub(super) const MOST_PIXELS: u64 = 1 << 26;
+pub(crate) const MOST_PIXELS: u64 = 1 << 26;
 
 /// Rows of pixels in the guest's format.
 #[derive(Clone)]
-pub(super) struct Canvas {
+pub(crate) struct Canvas {
     format: Format,
     width: u32,
     rows: Vec<Arc<[u8]>>,
@@ -19,23 +19,23 @@ pub(super) struct Canvas {
 
 impl Canvas {
     /// A picture that is black: in every format that is zeros.
-    pub(super) fn new(format: Format, width: u32, height: u32) -> Self {
+    pub(crate) fn new(format: Format, width: u32, height: u32) -> Self {
         let blank: Arc<[u8]> = Arc::from(vec![0; (width * PIXEL) as usize]);
         Self { format, width, rows: vec![blank; height as usize] }
     }
 
     /// Width and height in pixels.
-    pub(super) fn size(&self) -> (u32, u32) {
+    pub(crate) fn size(&self) -> (u32, u32) {
         (self.width, self.rows.len() as u32)
     }
 
     /// Whether a picture has this one's size and format.
-    pub(super) fn is_like(&self, picture: &Picture<'_>) -> bool {
+    pub(crate) fn is_like(&self, picture: &Picture<'_>) -> bool {
         (picture.format, (picture.width, picture.height)) == (self.format, self.size())
     }
 
     /// Draws pixels over an area; what lies outside the picture is left out.
-    pub(super) fn draw(&mut self, area: Area, pixels: Pixels<'_>) {
+    pub(crate) fn draw(&mut self, area: Area, pixels: Pixels<'_>) {
         let start = area.x as usize * PIXEL as usize;
         let rows = self.rows.iter_mut().skip(area.y as usize).take(area.height as usize);
         for (row, drawn) in rows.zip(pixels.rows()) {
@@ -48,20 +48,14 @@ impl Canvas {
         }
     }
 
-    /// Row by row in red, green and blue, each lent for a call.
-    ///
-    /// # Errors
-    /// The first error of `take`, with which it ends.
-    pub(super) fn rgb<E>(&self, mut take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-        let mut rgb = vec![[0; 3]; self.width as usize];
-        for row in &self.rows {
-            for (to, from) in rgb.iter_mut().zip(row.as_chunks().0) {
-                let [red, green, blue, _] = self.format.rgba(*from);
-                *to = [red, green, blue];
-            }
-            take(rgb.as_flattened())?;
-        }
-        Ok(())
+    /// Format of its pixels.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Its rows from the top.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &[u8]> {
+        self.rows.iter().map(|row| &**row)
     }
 }
 
@@ -70,13 +64,7 @@ mod tests {
     use super::*;
 
     fn drawn(canvas: &Canvas) -> Vec<u8> {
-        let mut all = Vec::new();
-        let taken = canvas.rgb(|row| {
-            all.extend_from_slice(row);
-            Ok::<(), ()>(())
-        });
-        taken.expect("no error of ours");
-        all
+        canvas.rows().flatten().copied().collect()
     }
 
     #[test]
@@ -86,8 +74,8 @@ mod tests {
         let before = canvas.clone();
         canvas.draw(Area { x: 1, y: 1, width: 1, height: 1 }, Pixels::new(&[2; 4], 4, 1, 1));
         canvas.draw(Area { x: 0, y: 2, width: 2, height: 1 }, Pixels::new(&[3; 8], 8, 2, 1));
-        assert_eq!(drawn(&before), [1; 18]);
-        assert_eq!(drawn(&canvas), [[1; 3], [1; 3], [1; 3], [2; 3], [3; 3], [3; 3]].concat());
+        assert_eq!(drawn(&before), [1; 24]);
+        assert_eq!(drawn(&canvas), [[1; 4], [1; 4], [1; 4], [2; 4], [3; 4], [3; 4]].concat());
         assert!(Arc::ptr_eq(&before.rows[0], &canvas.rows[0]));
     }
 
@@ -97,6 +85,6 @@ mod tests {
         for (x, y) in [(1, 0), (0, 2), (u32::MAX, 0), (0, u32::MAX)] {
             canvas.draw(Area { x, y, width: 2, height: 2 }, Pixels::new(&[9; 16], 8, 2, 2));
         }
-        assert_eq!(drawn(&canvas), [0; 12]);
+        assert_eq!(drawn(&canvas), [0; 16]);
     }
 }
