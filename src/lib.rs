@@ -31,7 +31,7 @@
 //! # Features
 //! `cli` (default) builds the command line program. `png` is a display that writes PNG files. `testing` is the fake guest
 //! that the crate's own tests drive it with, `sources` makes host buffers of every kind to try it with. An embedder needs
-//! none of them. `vhost-user` has the [`sandbox`]; `virgl` has
+//! none of them. `vhost-user` is the device as a back-end ([`VhostUserServer`]), and the [`sandbox`] that it runs in; `virgl` has
 //! [`RutabagaRenderer`] draw.
 
 #[cfg(not(target_os = "linux"))]
@@ -57,6 +57,8 @@ pub mod sources;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "vhost-user")]
+mod vhost_user;
 mod window;
 
 pub use buffer::{Access, BufferError, BufferKind, HostBuffer, ReadError};
@@ -83,6 +85,10 @@ pub use seams::{
     Area, Caching, Cursor, Display, DmaBuf, FixedRange, Interrupt, LocalFuture, Picture, Pixels, PlaceError, Plane,
     Protection, SharedMemory, Work,
 };
+#[cfg(feature = "vhost-user")]
+pub use sys::inherited::inherited_descriptor;
+#[cfg(feature = "vhost-user")]
+pub use vhost_user::{CutOff, SharedGuestMemory, Stopper, VhostUserServer, VhostUserSettings};
 pub use window::{HostWindow, ReadOnlyPolicy};
 
 #[cfg(doctest)]

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use virtio_gpu_uring::sources::{MAX_BUFFERS, PictureSize, SourceKind};
+
+use super::serve::ServeArguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,6 +16,7 @@ Examples:
   virtio-gpu-uring --json | jq .map_us.p99              the figures, for programs
   RUST_LOG=virtio_gpu_uring=debug virtio-gpu-uring --frames 1
                                                         what the device does, on stderr
+  virtio-gpu-uring serve --socket gpu.sock              a back-end for QEMU: see serve --help
 
 Exit status:
   0  frames were compared; none was zero or mismatched, and nothing was left behind
@@ -29,7 +32,11 @@ Exit status:
 /// is reset, and what the process still holds is counted.
 #[derive(Debug, Parser)]
 #[command(name = "virtio-gpu-uring", version, verbatim_doc_comment, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Where buffers come from: auto, memfd, udmabuf, dma-heap, or v4l2:DEV for a camera
     ///
     /// auto takes udmabuf where it can be opened, else a dma-heap, else memfd, each with a moving
@@ -62,6 +69,18 @@ struct Arguments {
     json: bool,
 }
 
+/// What to do in place of the main job.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves VMMs over a Unix socket, as a vhost-user back-end
+    ///
+    /// One front-end at a time describes its guest's memory and queues; when it leaves, everything of
+    /// its guest is given up, and the next may come. What the program has to say goes to stderr, a line
+    /// each; RUST_LOG chooses what the device says beside that (warnings, where it is not set).
+    #[command(verbatim_doc_comment)]
+    Serve(Box<ServeArguments>),
+}
+
 /// What to do, checked.
 #[derive(Debug)]
 pub(super) struct Options {
@@ -81,6 +100,8 @@ pub(super) struct Options {
 pub(super) enum Invocation {
     /// The main job.
     Run(Options),
+    /// A back-end for VMMs.
+    Serve(Box<ServeArguments>),
     /// A text that was asked for.
     Asked(String),
     /// Why it makes no sense.
@@ -91,6 +112,7 @@ pub(super) enum Invocation {
 pub(super) fn parse() -> Invocation {
     let matched = Arguments::command().try_get_matches().and_then(|found| Arguments::from_arg_matches(&found));
     match matched {
+        Ok(Arguments { command: Some(Command::Serve(arguments)), .. }) => Invocation::Serve(arguments),
         Ok(arguments) => Invocation::Run(options(arguments)),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Invocation::Asked(error.render().to_string())
@@ -100,7 +122,7 @@ pub(super) fn parse() -> Invocation {
 }
 
 fn options(arguments: Arguments) -> Options {
-    let Arguments { source, frames, buffers, window, size, png, json } = arguments;
+    let Arguments { command: _, source, frames, buffers, window, size, png, json } = arguments;
     Options { source, frames, buffers: usize::from(buffers), window: (window as usize) << 20, size, png, json }
 }
 

@@ -1,5 +1,5 @@
 //! The main job as a command: a host buffer goes the whole way into a guest's window, every frame is compared, and what
-//! came of it is told in words or as JSON.
+//! came of it is told in words or as JSON. And the device as a back-end for VMMs.
 //!
 //! Exit status: 0 where frames were compared and nothing was wrong, 1 where something was, 2 where the command could
 //! not start: bad arguments, missing devices. The last two say why in one line on stderr.
@@ -9,6 +9,7 @@ mod measure;
 mod picture;
 mod progress;
 mod report;
+mod serve;
 mod story;
 
 use std::any::Any;
@@ -64,7 +65,7 @@ pub(crate) fn main() -> ExitCode {
     panic::set_hook(Box::new(|panicked| {
         PANICKED.store(true, Ordering::Relaxed);
         let place = panicked.location().map(|at| format!(" ({}:{})", at.file(), at.line())).unwrap_or_default();
-        complain(&format!("{}{place}", words_of(panicked.payload())));
+        say(&format!("{}{place}", words_of(panicked.payload())));
     }));
     match args::parse() {
         Invocation::Asked(text) => print(&text, ExitCode::SUCCESS),
@@ -73,11 +74,15 @@ pub(crate) fn main() -> ExitCode {
         Invocation::Run(options) => {
             panic::catch_unwind(AssertUnwindSafe(|| run(&options))).unwrap_or(ExitCode::FAILURE)
         }
+        Invocation::Serve(arguments) => match serve::serve(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => fail(&failure),
+        },
     }
 }
 
 fn run(options: &Options) -> ExitCode {
-    match log_to_stderr().and_then(|()| main_job(options)) {
+    match log_to_stderr(None).and_then(|()| main_job(options)) {
         Ok(account) => {
             let clean = account.is_clean();
             let text = if options.json { account.json() } else { account.to_string() };
@@ -87,9 +92,10 @@ fn run(options: &Options) -> ExitCode {
     }
 }
 
-/// Logs what `RUST_LOG` names; without it the device is silent.
-fn log_to_stderr() -> Result<(), Failure> {
-    let Some(filter) = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()) else { return Ok(()) };
+/// Logs what `RUST_LOG` names; without it `otherwise`, or nothing.
+fn log_to_stderr(otherwise: Option<&str>) -> Result<(), Failure> {
+    let named = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+    let Some(filter) = named.or(otherwise.map(str::to_owned)) else { return Ok(()) };
     let filter = EnvFilter::try_new(&filter).map_err(|error| Failure::Unusable(format!("RUST_LOG: {error}")))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -147,14 +153,14 @@ fn print(text: &str, status: ExitCode) -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    complain(&failure.to_string());
+    say(&failure.to_string());
     ExitCode::from(failure.status())
 }
 
 /// One line on stderr, whatever stands in a file's name or an argument.
-fn complain(reason: &str) {
+fn say(words: &str) {
     let line: String =
-        reason.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect();
+        words.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect();
     // Nobody is left to tell where that fails.
     let _ = writeln!(io::stderr(), "virtio-gpu-uring: {line}");
 }

@@ -5,6 +5,8 @@
 pub(crate) mod dma_heap;
 pub(crate) mod dmabuf;
 pub(crate) mod fixed_range;
+#[cfg(feature = "vhost-user")]
+pub(crate) mod inherited;
 #[cfg_attr(not(any(test, feature = "sources")), expect(dead_code, reason = "the device itself only reads"))]
 pub(crate) mod mapping;
 pub(crate) mod pages;

@@ -27,6 +27,7 @@ pub(crate) const ALL_BELOW: &[&str] = &["*"];
 pub(crate) const ROOMS: &[Room] = &[
     Room { name: "cli",          may_use: ALL_BELOW },
     Room { name: "testing",      may_use: ALL_BELOW },
+    Room { name: "vhost_user",   may_use: ALL_BELOW },
     Room { name: "sandbox",      may_use: &["sys"] },
     Room { name: "sources",      may_use: &["buffer", "sys", "limits", "observe"] },
     Room { name: "device",       may_use: ALL_BELOW },
