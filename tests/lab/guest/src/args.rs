@@ -11,6 +11,7 @@ usage: lab-guest SUBCOMMAND
   refused --channel TYPE [--factor F]  blobs F times (2) as long as announced must not be mapped; keeps them until
                                    the host says a second line
   buffers --channel TYPE           map what comes, and do what the host says: hash I, fill I BYTE, quit
+  turns --channel TYPE             map what comes, and do what the host says: take SEED, check SEED, drop, quit
   pipewire --socket PATH           listen there, and take each PipeWire client to the host's daemon, for ever
   screens                          draw what lines on standard input say
   console                          the console's pixels: how many are lit, and a checksum of all
@@ -27,6 +28,7 @@ pub(crate) enum Job {
     Gap,
     Refused { channel: u32, factor: usize },
     Buffers { channel: u32 },
+    Turns { channel: u32 },
     PipeWire { socket: String },
     Screens,
     Console,
@@ -48,6 +50,7 @@ pub(crate) fn parse(args: &[String]) -> Option<Job> {
             Job::Refused { channel: channel(options.take("--channel")?)?, factor: options.number("--factor", 2)? }
         }
         "buffers" => Job::Buffers { channel: channel(options.take("--channel")?)? },
+        "turns" => Job::Turns { channel: channel(options.take("--channel")?)? },
         "pipewire" => Job::PipeWire { socket: options.take("--socket")?.to_owned() },
         "screens" => Job::Screens,
         "console" => Job::Console,

@@ -80,6 +80,16 @@ impl Buffer {
         (0..self.mapping.len()).step_by(8).all(|offset| self.mapping.word(offset) == word)
     }
 
+    /// Writes the complement of each word; answers with how many were others than `expected`, which is given their offsets.
+    pub(crate) fn complement(&self, expected: impl Fn(usize) -> u64) -> usize {
+        let rewrite = |offset| {
+            let (expected, found) = (expected(offset), self.mapping.word(offset));
+            self.mapping.set_word(offset, !expected);
+            usize::from(found != expected)
+        };
+        (0..self.mapping.len()).step_by(8).map(rewrite).sum()
+    }
+
     /// Unmaps it and closes its handle.
     pub(crate) fn close(self, gpu: &Gpu) -> Result<()> {
         drop(self.mapping);

@@ -15,9 +15,11 @@ mod pattern;
 mod pipewire;
 mod screens;
 mod serve;
+mod turns;
 mod vandal;
 mod watch;
 mod window;
+mod words;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Job::Gap => vandal::gap(),
         Job::Refused { channel, factor } => serve::refused(channel, factor),
         Job::Buffers { channel } => serve::buffers(channel),
+        Job::Turns { channel } => turns::turns(channel),
         Job::PipeWire { socket } => pipewire::bridge(&socket),
         Job::Screens => screens::screens(),
         Job::Console => screens::console(),
