@@ -13,7 +13,7 @@
 //! | guest | `again` | answered with `buffers`, as at first |
 
 use std::collections::HashSet;
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -113,7 +113,7 @@ impl Session {
     fn serve(&mut self, account: &mut Account) -> io::Result<()> {
         loop {
             let mut line = String::new();
-            if (&mut self.guest).take(LONGEST_LINE).read_line(&mut line)? == 0 {
+            if (&mut self.guest).take(LONGEST_LINE).read_line(&mut line).map_err(silence)? == 0 {
                 return Ok(());
             }
             let mut words = line.split_whitespace();
@@ -174,6 +174,18 @@ impl Session {
         let verdict = if seen == here { "ok" } else { "MISMATCHED" };
         say!("frame seq={sequence} buffer={index} hash={here:016x} {verdict}");
         Ok(())
+    }
+}
+
+/// Names a read that has waited for as long as it may: the socket's own word for it, `EAGAIN`, tells nobody that the guest
+/// has fallen silent.
+fn silence(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            let words = format!("the guest said nothing for {} s", PATIENCE.as_secs());
+            io::Error::new(ErrorKind::TimedOut, words)
+        }
+        _ => error,
     }
 }
 

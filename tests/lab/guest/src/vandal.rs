@@ -1,5 +1,10 @@
 //! Subcommands that write where a guest has no business: all over a camera's buffer, and into the window's gaps.
 
+use std::io;
+
+use rustix::io::Errno;
+use rustix::termios::tcdrain;
+
 use crate::camera::Camera;
 use crate::drm::PAGE;
 use crate::failure::{Failure, Result, ensure};
@@ -61,10 +66,21 @@ pub(crate) fn gap() -> Result<()> {
     let gaps = Window::find()?.map_gaps()?;
     let gap = gaps.first().ok_or_else(|| Failure::new("gap", "the window has none"))?;
     println!("guest: gap touching {:#x}", gap.start);
+    last_words()?;
     let word = gap.memory.word(0);
     gap.memory.set_word(0, !word);
     println!("guest: gap lives address={:#x} word={word:#x}", gap.start);
     Ok(())
+}
+
+/// Waits until the console has sent what was printed. A print ends when the kernel has taken the line, and the machine may end
+/// before another processor has sent it.
+fn last_words() -> Result<()> {
+    match tcdrain(io::stdout()) {
+        // What is no terminal keeps nothing back.
+        Ok(()) | Err(Errno::NOTTY) => Ok(()),
+        Err(errno) => Err(Failure::new("tcdrain", errno)),
+    }
 }
 
 /// Writes to every page of a gap and reads it back, whatever comes; returns the gap's length.
