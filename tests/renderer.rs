@@ -14,6 +14,8 @@ mod exported;
 mod faults;
 #[path = "renderer/fixed_map.rs"]
 mod fixed_map;
+#[path = "renderer/halt.rs"]
+mod halt;
 #[path = "renderer/held.rs"]
 mod held;
 #[path = "renderer/lost.rs"]

@@ -235,7 +235,7 @@ fn activate<M: GuestAddressSpace + Send + 'static>(
     let event_idx = features & EVENT_IDX != 0;
     let control = source(control, memory.clone(), 0, event_idx)?;
     let cursor = if cursor.queue.ready() { Some(source(cursor, memory.clone(), 1, event_idx)?) } else { None };
-    pipeline.activate(Active { control, cursor, interrupt }, memory, features);
+    pipeline.activate(Active { control, cursor, resting: None, interrupt }, memory, features);
     Ok(())
 }
 
@@ -247,11 +247,17 @@ fn rewire<M: GuestAddressSpace + Send + 'static>(
     let Activation { memory, control, cursor, interrupt } = activation;
     let active = pipeline.at_rest().ok_or(ActivateError::NotPaused)?;
     let failed = |index| move |error: Box<dyn Error>| ActivateError::Queue { index, reason: error.to_string() };
-    match &mut active.cursor {
-        _ if !cursor.queue.ready() => active.cursor = None,
-        Some(source) => source.rewire(cursor.queue, cursor.kick).map_err(failed(1))?,
-        none => *none = Some(source(cursor, memory, 1, active.control.state().event_idx_enabled)?),
-    }
+    let known = active.cursor.take().or_else(|| active.resting.take());
+    (active.cursor, active.resting) = match known {
+        known if !cursor.queue.ready() => (None, known),
+        Some(mut source) => {
+            let rewired = source.rewire(cursor.queue, cursor.kick);
+            active.resting = Some(source);
+            rewired.map_err(failed(1))?;
+            (active.resting.take(), None)
+        }
+        None => (Some(source(cursor, memory, 1, active.control.state().event_idx_enabled)?), None),
+    };
     active.control.rewire(control.queue, control.kick).map_err(failed(0))?;
     active.interrupt = interrupt;
     pipeline.resume();

@@ -239,7 +239,8 @@ impl<M: GuestAddressSpace> Device<M> {
     }
 
     /// As [`pause`](Self::pause), for a VMM that cannot take no for an answer: what does not end within `grace` goes on, and what
-    /// it comes to is kept for [`resume`](Self::resume). From the reply on nothing touches the queues or the driver.
+    /// it comes to is kept for [`resume`](Self::resume). From the reply on nothing touches the queues or the driver; but commands
+    /// that had been taken before go on reading and writing guest memory.
     pub fn halt(&self, grace: Duration) -> Reply<Paused> {
         self.send(|reply| Control::Halt { grace, reply })
     }

@@ -87,6 +87,8 @@ pub(crate) struct Active<M: GuestAddressSpace> {
     pub(crate) control: Source<M>,
     /// None where the driver does without.
     pub(crate) cursor: Option<Source<M>>,
+    /// A cursor queue that the VMM has taken away for the moment.
+    pub(crate) resting: Option<Source<M>>,
     pub(crate) interrupt: Box<dyn Interrupt>,
 }
 
@@ -380,8 +382,12 @@ impl<M: GuestAddressSpace + Send + 'static> Pipeline<M> {
         }
     }
 
-    /// Writes an answer into its queue, and hands its bytes back for the next.
+    /// Writes an answer into its queue, where that is not taken away, and hands its bytes back for the next.
     fn give_back(&mut self, answer: Answer) -> Vec<u8> {
+        if answer.lane == Lane::Cursor && self.active.as_ref().is_some_and(|active| active.resting.is_some()) {
+            self.withheld.push(answer);
+            return Vec::new();
+        }
         let Answer { lane, request, bytes, is_error } = answer;
         debug!("answered");
         let counters = &self.gpu.counters;

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use zerocopy::FromBytes;
 
 use super::{DriverQueue, GuestRam, Layout, Request, RingFeatures, Token, Used};
 use crate::device::{Activation, Builder, Device, QueueSetup};
+use crate::pipeline::Paused;
 use crate::protocol::features::{EVENT_IDX, INDIRECT_DESC, OFFERED};
 use crate::protocol::wire::{Header, response_type};
 use crate::seams::Interrupt;
@@ -181,6 +183,22 @@ impl Guest {
             cursor: setup(&self.cursor),
             interrupt: Box::new(Lines { queues, config: clone(&self.config), resets: Arc::clone(&self.needs_resets) }),
         }
+    }
+
+    /// What it hands to a device that has been paused, to go on from there; a queue that was not served is not ready.
+    ///
+    /// # Panics
+    /// Where there are no such queues.
+    #[must_use]
+    pub fn activation_from(&self, paused: &Paused) -> Activation<Arc<GuestMemoryMmap>> {
+        let mut activation = self.activation();
+        for (setup, state) in [(&mut activation.control, paused.control), (&mut activation.cursor, paused.cursor)] {
+            match state {
+                Some(state) => setup.queue = Queue::try_from(state).expect("the device's own state"),
+                None => setup.queue.set_ready(false),
+            }
+        }
+        activation
     }
 
     /// Negotiates features and sets DRIVER_OK.

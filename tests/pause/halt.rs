@@ -7,7 +7,7 @@ use virtio_gpu_uring::protocol::cross_domain::ChannelType;
 use virtio_gpu_uring::protocol::wire::response_type::ERR_UNSPEC;
 use virtio_gpu_uring::testing::{GuestChannel, HostService, Lane, Request, Token};
 use virtio_gpu_uring::{ActivateError, Activation, Builder, Paused};
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 
 use crate::memory::{Call, SlowMemory, refused};
@@ -30,21 +30,6 @@ fn mapping() -> (Stage, SlowMemory, Token, Call) {
     let map = stage.guest.submit(&Request::map(5, 0));
     let call = memory.next();
     (stage, memory, map, call)
-}
-
-/// The guest's queues from where they were halted.
-fn wired_anew(stage: &Stage, paused: &Paused) -> Activation<Memory> {
-    let from = |queue: &Queue, state: Option<QueueState>| {
-        let mut queue = Queue::try_from(queue.state()).expect("a queue");
-        let state = state.expect("an active queue");
-        queue.set_next_avail(state.next_avail);
-        queue.set_next_used(state.next_used);
-        queue
-    };
-    let mut activation = stage.guest.activation();
-    activation.control.queue = from(&activation.control.queue, paused.control);
-    activation.cursor.queue = from(&activation.cursor.queue, paused.cursor);
-    activation
 }
 
 fn rewire(stage: &Stage, activation: Activation<Memory>) -> Result<(), ActivateError> {
@@ -121,7 +106,7 @@ fn queues_that_are_wired_anew_lose_neither_resources_nor_requests() {
     let (mut stage, memory, map, call) = mapping();
     let paused = halt(&stage);
     let late = stage.guest.submit(&Request::display_info());
-    rewire(&stage, wired_anew(&stage, &paused)).expect("the same queues");
+    rewire(&stage, stage.guest.activation_from(&paused)).expect("the same queues");
     call.answer(Ok(()));
     stage.guest.wait(map).ok();
     stage.guest.wait(late).ok();
@@ -145,7 +130,7 @@ fn a_channels_wait_never_gets_lost_where_queues_are_wired_anew() {
         stage.guest.settle();
         let paused = halt(&stage);
         assert_eq!(paused.outstanding, 1);
-        rewire(&stage, wired_anew(&stage, &paused)).expect("the same queues");
+        rewire(&stage, stage.guest.activation_from(&paused)).expect("the same queues");
         peer.send(&[round; 64], &[]);
         assert_eq!(channel.wait(&mut stage.guest, poll).data, [round; 64]);
     }
@@ -156,13 +141,13 @@ fn a_channels_wait_never_gets_lost_where_queues_are_wired_anew() {
 fn a_queue_that_is_another_one_is_never_taken_for_the_one_before() {
     let mut stage = Stage::start(Builder::new(), small(true));
     let paused = halt(&stage);
-    let mut other = wired_anew(&stage, &paused);
+    let mut other = stage.guest.activation_from(&paused);
     let used = other.control.queue.used_ring();
     other.control.queue.try_set_used_ring_address(GuestAddress(used + 64)).expect("an address");
     let error = rewire(&stage, other).expect_err("another queue");
     assert!(matches!(error, ActivateError::Queue { index: 0, .. }), "{error}");
     // The device is halted as before.
-    rewire(&stage, wired_anew(&stage, &paused)).expect("the same queues");
+    rewire(&stage, stage.guest.activation_from(&paused)).expect("the same queues");
     stage.guest.command(&Request::display_info()).ok();
     stage.end();
 }
@@ -180,7 +165,7 @@ fn a_device_that_serves_is_never_wired_anew() {
 fn a_cursor_queue_that_comes_or_goes_never_takes_anything_with_it() {
     let mut stage = Stage::start(Builder::new(), small(true));
     let paused = halt(&stage);
-    let mut without = wired_anew(&stage, &paused);
+    let mut without = stage.guest.activation_from(&paused);
     without.cursor.queue.set_ready(false);
     rewire(&stage, without).expect("the same queue");
     stage.guest.command(&Request::display_info()).ok();
@@ -190,7 +175,7 @@ fn a_cursor_queue_that_comes_or_goes_never_takes_anything_with_it() {
     let mut halted = halt(&stage);
     assert!(halted.cursor.is_none());
     halted.cursor = paused.cursor;
-    rewire(&stage, wired_anew(&stage, &halted)).expect("with a cursor queue");
+    rewire(&stage, stage.guest.activation_from(&halted)).expect("with a cursor queue");
     stage.guest.wait_on(Lane::Cursor, moved).ok();
     stage.end();
 }
