@@ -10,7 +10,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_gpu_uring::protocol::cross_domain::ChannelType;
@@ -20,6 +20,8 @@ use virtio_gpu_uring::{Builder, Format, HostWindow, Monitor, PngDisplay};
 
 #[path = "sandbox/alone.rs"]
 mod alone;
+#[path = "sandbox/process.rs"]
+mod process;
 #[path = "sandbox/ring.rs"]
 mod ring;
 
@@ -68,7 +70,7 @@ fn start(needs: Needs, builder: impl FnOnce() -> Builder) -> (Guest, Entered) {
     (guest, entered)
 }
 
-/// Whether somebody said that it must not be.
+/// Whether somebody said that it must not be: seccomp by `EPERM`, landlock and the ring by `EACCES`.
 #[track_caller]
 fn refused<T>(what: &str, done: io::Result<T>) {
     let error = done.err().unwrap_or_else(|| panic!("{what} was possible"));
@@ -76,34 +78,41 @@ fn refused<T>(what: &str, done: io::Result<T>) {
     assert!([Some(libc::EPERM), Some(libc::EACCES)].contains(&errno), "{what}: {error}");
 }
 
+/// Whether the system call was refused.
+#[track_caller]
+fn forbidden<T>(what: &str, done: io::Result<T>) {
+    let errno = done.err().unwrap_or_else(|| panic!("{what} was possible")).raw_os_error();
+    assert_eq!(errno, Some(libc::EPERM), "{what}");
+}
+
 /// What nobody in there can do, whatever the device needs.
 fn nothing_of_the_host_is_left(folder: &Path) {
     for path in ["/etc/passwd", "/proc/self/status", "/dev/null", "/", "/proc/self/fd/0/../../environ"] {
-        refused(path, File::open(path));
-        refused(path, File::options().write(true).open(path));
+        forbidden(path, File::open(path));
+        forbidden(path, File::options().write(true).open(path));
     }
-    refused("a folder", fs::read_dir(folder));
-    refused("a new file", File::create(folder.join("new")));
-    refused("a new file of its own", File::create_new(folder.join("new")));
-    refused("a new folder", fs::create_dir(folder.join("new")));
-    refused("a link", fs::hard_link(folder.join("there"), folder.join("new")));
-    refused("a symbolic link", std::os::unix::fs::symlink("/", folder.join("new")));
+    forbidden("a folder", fs::read_dir(folder));
+    forbidden("a new file", File::create(folder.join("new")));
+    forbidden("a new file of its own", File::create_new(folder.join("new")));
+    forbidden("a new folder", fs::create_dir(folder.join("new")));
+    forbidden("a link", fs::hard_link(folder.join("there"), folder.join("new")));
+    forbidden("a symbolic link", std::os::unix::fs::symlink("/", folder.join("new")));
     refused("a removal", fs::remove_file(folder.join("there")));
     refused("another name", fs::rename(folder.join("there"), folder.join("new")));
-    refused("other permissions", fs::set_permissions(folder.join("there"), fs::Permissions::from_mode(0o777)));
-    refused("TCP", TcpStream::connect("127.0.0.1:1"));
-    refused("a TCP service", TcpListener::bind("127.0.0.1:0"));
-    refused("UDP", UdpSocket::bind("127.0.0.1:0"));
+    forbidden("other permissions", fs::set_permissions(folder.join("there"), fs::Permissions::from_mode(0o777)));
+    forbidden("TCP", TcpStream::connect("127.0.0.1:1"));
+    forbidden("a TCP service", TcpListener::bind("127.0.0.1:0"));
+    forbidden("UDP", UdpSocket::bind("127.0.0.1:0"));
     let netlink = rustix::net::AddressFamily::NETLINK;
-    refused("netlink", rustix::net::socket(netlink, rustix::net::SocketType::RAW, None).map_err(io::Error::from));
-    refused("a program in this place", Err::<(), _>(Command::new("/bin/true").exec()));
-    refused("another process", Command::new("/bin/true").stdin(Stdio::null()).spawn());
+    forbidden("netlink", rustix::net::socket(netlink, rustix::net::SocketType::RAW, None).map_err(io::Error::from));
+    forbidden("a program in this place", Err::<(), _>(Command::new("/bin/true").exec()));
+    forbidden("another process", Command::new("/bin/true").spawn());
     let parent = rustix::process::getpid();
-    refused("a signal to a process", rustix::process::test_kill_process(parent).map_err(io::Error::from));
+    forbidden("a signal to a process", rustix::process::test_kill_process(parent).map_err(io::Error::from));
     let executable = vm_memory::MmapRegion::<()>::build(None, PAGE, libc::PROT_READ | libc::PROT_EXEC, PRIVATE);
     assert!(executable.is_err(), "memory that is executed");
     vm_memory::MmapRegion::<()>::build(None, PAGE, libc::PROT_READ | libc::PROT_WRITE, PRIVATE).expect("memory");
-    refused("another ring", tokio_uring::Runtime::new(&tokio_uring::builder()));
+    forbidden("another ring", tokio_uring::Runtime::new(&tokio_uring::builder()));
 }
 
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -115,12 +124,36 @@ fn nothing_of_the_host_is_ever_within_reach() {
         let (mut guest, entered) = start(Needs::default(), Builder::new);
         assert!(entered.is_whole(), "{entered}");
         nothing_of_the_host_is_left(&folder.0);
-        refused("a Unix socket", UnixStream::connect("/nonexistent"));
+        forbidden("a removal", fs::remove_file(folder.0.join("there")));
+        forbidden("another name", fs::rename(folder.0.join("there"), folder.0.join("new")));
+        forbidden("a Unix socket", UnixStream::connect("/nonexistent"));
         guest.command(&Request::display_info()).ok();
         guest.reset();
         guest.activate();
         guest.command(&Request::display_info()).ok();
         guest.assert_all_answered();
+    });
+    if outside {
+        folder.assert_untouched();
+    }
+}
+
+#[test]
+fn files_are_never_open_until_system_calls_are_refused() {
+    let folder = Folder::new("landlock");
+    let outside = alone("files_are_never_open_until_system_calls_are_refused", || {
+        let _sandbox = Sandbox::close_files(Needs::default()).expect("files closed");
+        let closed = |what: &str, done: io::Result<()>| {
+            assert_eq!(done.expect_err(what).raw_os_error(), Some(libc::EACCES), "{what}");
+        };
+        closed("reading", File::open("/etc/passwd").map(drop));
+        closed("a folder", fs::read_dir(&folder.0).map(drop));
+        closed("a new file", File::create_new(folder.0.join("new")).map(drop));
+        closed("another name", fs::rename(folder.0.join("there"), folder.0.join("new")));
+        closed("a removal", fs::remove_file(folder.0.join("there")));
+        closed("a program", Err(Command::new("/bin/true").exec()));
+        let started = std::thread::spawn(|| File::open("/etc/passwd").map(drop)).join().expect("no panic");
+        closed("a thread that was started since", started);
     });
     if outside {
         folder.assert_untouched();
@@ -164,7 +197,7 @@ fn a_buffer_of_a_host_service_is_never_kept_from_the_guest() {
             refused(path, File::open(path));
             refused(path, File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path));
         }
-        refused("TCP", TcpStream::connect("127.0.0.1:1"));
+        forbidden("TCP", TcpStream::connect("127.0.0.1:1"));
         let path = service.path().to_owned();
         drop(service);
         assert!(!path.exists(), "a socket that is to be removed stays");
@@ -193,6 +226,12 @@ fn an_eventfd_or_a_pipe_of_a_host_service_is_never_out_of_the_guest_s_reach() {
         let mut text = String::new();
         (&reader).read_to_string(&mut text).expect("to the end");
         assert_eq!(text, "through");
+        // What landlock leaves open is known by its inode, which stays the same where somebody has it open.
+        let mut links = (0..64).filter_map(|number| fs::read_link(format!("/proc/self/fd/{number}")).ok());
+        assert!(
+            links.any(|link| link.ends_with("fdinfo")),
+            "what the kernel tells about descriptors may close at any time"
+        );
     });
 }
 

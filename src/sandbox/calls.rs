@@ -111,6 +111,9 @@ const OPENING: &[(i64, u8)] = &[(libc::SYS_openat, 2), (libc::SYS_open, 1)];
 #[cfg(not(target_arch = "x86_64"))]
 const OPENING: &[(i64, u8)] = &[(libc::SYS_openat, 2)];
 
+/// The bits of a socket's type that are no flags.
+const SOCKET_TYPE: i32 = 0xf;
+
 /// What may be asked of a descriptor's flags, its pipe and its seals. Not who gets signals for it.
 const FCNTL: [i32; 9] = [
     libc::F_GETFD,
@@ -176,7 +179,7 @@ fn allowed(needs: &Needs) -> Result<Calls, Wrong> {
     let unix = || is(0, libc::AF_UNIX as u64);
     let this = u64::from(std::process::id());
     let not_executable = || masked(2, libc::PROT_EXEC, 0);
-    // Of a descriptor, not of a path.
+    // Meant for descriptors; that the path is empty is nothing that a filter could see.
     let empty_path = |argument| masked(argument, libc::AT_EMPTY_PATH, libc::AT_EMPTY_PATH);
     let looked_at = [
         (libc::SYS_mmap, vec![rule([not_executable()?])?]),
@@ -189,7 +192,8 @@ fn allowed(needs: &Needs) -> Result<Calls, Wrong> {
         (libc::SYS_newfstatat, vec![rule([empty_path(3)?])?]),
         (libc::SYS_statx, vec![rule([empty_path(2)?])?]),
         (libc::SYS_setsockopt, vec![rule([is(1, libc::SOL_SOCKET as u64)?])?]),
-        (libc::SYS_socketpair, vec![rule([unix()?])?]),
+        // Of streams: datagrams go to any socket that has a path, without being connected.
+        (libc::SYS_socketpair, vec![rule([unix()?, masked(1, SOCKET_TYPE, libc::SOCK_STREAM)?])?]),
         (libc::SYS_fcntl, one_of(1, FCNTL.map(|command| command as u64))?),
         (libc::SYS_ioctl, one_of(1, IOCTL)?),
     ];
@@ -205,7 +209,7 @@ fn allowed(needs: &Needs) -> Result<Calls, Wrong> {
     if !needs.host_sockets.is_empty() {
         calls.insert(libc::SYS_connect, Vec::new());
         calls.insert(libc::SYS_pipe2, Vec::new());
-        calls.insert(libc::SYS_socket, vec![rule([unix()?])?]);
+        calls.insert(libc::SYS_socket, vec![rule([unix()?, masked(1, SOCKET_TYPE, libc::SOCK_STREAM)?])?]);
         let written = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
         // What the kernel tells about descriptors, and a pipe that a host service has sent.
         opening.extend([(written, libc::O_RDONLY), (written | libc::O_NONBLOCK, libc::O_WRONLY | libc::O_NONBLOCK)]);

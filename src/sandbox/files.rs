@@ -78,7 +78,11 @@ fn folders(needs: &Needs) -> Result<Vec<Folder>, SandboxError> {
         }
     }
     if !needs.host_sockets.is_empty() {
-        folders.push((opened(Path::new(DESCRIPTORS))?, AccessFs::ReadFile.into()));
+        let descriptors = || opened(Path::new(DESCRIPTORS));
+        // Open for as long as the process lives: the rule is about this inode, and the kernel makes another one for the same path
+        // where it had to find memory and nobody had the first one open.
+        std::mem::forget(descriptors()?);
+        folders.push((descriptors()?, AccessFs::ReadFile.into()));
     }
     Ok(folders)
 }

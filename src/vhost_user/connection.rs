@@ -8,23 +8,33 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::VhostUserSettings;
 use super::front::Front;
 use super::memory::SharedGuestMemory;
 use super::wire::Wire;
-use crate::device::Device;
+use crate::device::{Device, DeviceGone};
 
 /// Why a front-end was cut off.
 #[derive(Debug, thiserror::Error)]
-#[error("{}{reason}", .request.as_ref().map(|name| format!("{name}: ")).unwrap_or_default())]
-pub struct CutOff {
-    /// The message that it was cut off at, by its name in the vhost-user specification.
-    pub request: Option<String>,
-    /// What was wrong.
-    pub reason: String,
+#[non_exhaustive]
+pub enum CutOff {
+    /// It has sent what makes no sense, or what cannot be served.
+    #[error("{request}: {reason}")]
+    Message {
+        /// The message, by its name in the vhost-user specification.
+        request: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// Its socket cannot be read.
+    #[error("its socket: {0}")]
+    Socket(#[from] io::Error),
+    /// Not its fault: the device has ended, and serves nobody any more.
+    #[error(transparent)]
+    Gone(#[from] DeviceGone),
 }
 
 /// What a [`Stopper`] stops.
@@ -68,9 +78,9 @@ pub(super) fn serve(
     stopper: &Stopper,
     front_end: UnixStream,
 ) -> Result<(), CutOff> {
-    let cut_off = |error: io::Error| CutOff { request: None, reason: error.to_string() };
-    let socket = front_end.try_clone().map_err(cut_off)?;
-    if !stopper.takes(Some(front_end.try_clone().map_err(cut_off)?)) {
+    front_end.set_nonblocking(false)?;
+    let socket = front_end.try_clone()?;
+    if !stopper.takes(Some(front_end.try_clone()?)) {
         return Ok(());
     }
     let front = Arc::new(Mutex::new(Front::new(device, settings, Arc::clone(wire))));
@@ -81,7 +91,7 @@ pub(super) fn serve(
     drop(handler);
     drop(socket);
     if let Some(front) = Arc::into_inner(front) {
-        front.into_inner().unwrap_or_else(PoisonError::into_inner).leave();
+        front.into_inner().unwrap_or_else(PoisonError::into_inner).leave()?;
     }
     served
 }
@@ -98,20 +108,23 @@ fn messages(
             Ok(Some(message)) => message,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
-            Err(error) => return Err(CutOff { request: None, reason: error.to_string() }),
+            Err(error) => return Err(error.into()),
         };
-        let Message { code, brings } = message;
-        lock().brought = brings;
+        let Message { code, needs_reply, brings } = message;
+        {
+            let mut front = lock();
+            (front.brought, front.answered) = (brings, needs_reply);
+        }
         match handler.handle_request() {
             Ok(()) => {}
             Err(_) if std::mem::take(&mut lock().goes_on) => {}
             Err(Error::Disconnected | Error::SocketBroken(_)) => return Ok(()),
-            Err(error) => return Err(CutOff { request: Some(name(code)), reason: reason(&error) }),
+            Err(error) => return Err(CutOff::Message { request: name(code), reason: reason(&error) }),
         }
         let mut front = lock();
         front.brought = None;
         if let Some(reason) = front.failed.take() {
-            return Err(CutOff { request: Some(name(code)), reason });
+            return Err(CutOff::Message { request: name(code), reason });
         }
     }
 }
@@ -132,6 +145,8 @@ fn name(code: u32) -> String {
 struct Message {
     /// The first word of its header.
     code: u32,
+    /// The front-end waits for how it goes.
+    needs_reply: bool,
     /// A second descriptor of the socket that it brings. The library keeps the one that it receives to itself, where no thread
     /// that waits for an answer can be woken any more.
     brings: Option<UnixStream>,
@@ -140,15 +155,17 @@ struct Message {
 impl Message {
     /// Waits for the next message and looks at it; nothing where none comes any more.
     fn ahead(socket: &UnixStream) -> io::Result<Option<Self>> {
-        let mut code = [0; 4];
-        let seen = peek(socket, &mut code, &mut RecvAncillaryBuffer::default())?;
+        let mut header = [0; 8];
+        let seen = peek(socket, &mut header, &mut RecvAncillaryBuffer::default())?;
         if seen == 0 {
             return Ok(None);
         }
-        let code = u32::from_ne_bytes(code);
+        let [code, flags] =
+            [[0, 1, 2, 3], [4, 5, 6, 7]].map(|word| u32::from_ne_bytes(word.map(|byte: usize| header[byte])));
+        let needs_reply = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
         let brings_socket = [FrontendReq::SET_BACKEND_REQ_FD, FrontendReq::GPU_SET_SOCKET].map(|known| known as u32);
         let brings = if brings_socket.contains(&code) { brought(socket)? } else { None };
-        Ok(Some(Self { code, brings }))
+        Ok(Some(Self { code, needs_reply, brings }))
     }
 }
 

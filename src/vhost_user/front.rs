@@ -20,8 +20,8 @@ use super::calls::{Calls, Driver};
 use super::display::FrontEndDisplays;
 use super::memory::{MOST_REGIONS, Place, Regions, SharedGuestMemory};
 use super::rings::{Addresses, QUEUES, Ring, RingError, Shape};
-use super::wire::Wire;
-use crate::device::{ActivateError, Activation, Device, Reply};
+use super::wire::{Asks, Wire};
+use crate::device::{ActivateError, Activation, Device, DeviceGone, Reply};
 use crate::pipeline::Paused;
 
 type Result<T> = vhost_user::Result<T>;
@@ -53,11 +53,17 @@ pub(super) struct Front<'a> {
     serving: Serving,
     /// A queue has got another kick.
     rekicked: bool,
+    /// The configuration has been read since the queues were halted.
+    config_read: bool,
     features: u64,
+    /// Those of the driver that is served, or was last.
+    served: u64,
     protocol: VhostUserProtocolFeatures,
     displays: Option<FrontEndDisplays>,
     /// The socket that the message under way brings.
     pub(super) brought: Option<UnixStream>,
+    /// The front-end hears how the message under way goes.
+    pub(super) answered: bool,
     /// What went wrong where the library lets nobody say so.
     pub(super) failed: Option<String>,
     /// The message is refused, and that is all.
@@ -88,22 +94,28 @@ impl<'a> Front<'a> {
             rings: Default::default(),
             serving: Serving::No,
             rekicked: false,
+            config_read: false,
             features: 0,
+            served: 0,
             protocol: VhostUserProtocolFeatures::empty(),
             displays: None,
             brought: None,
+            answered: false,
             failed: None,
             goes_on: false,
         }
     }
 
     /// The front-end has gone: nothing of it is used any more when this returns.
-    pub(super) fn leave(mut self) {
+    ///
+    /// # Errors
+    /// The device has gone as well.
+    pub(super) fn leave(mut self) -> std::result::Result<(), DeviceGone> {
         self.displays = None;
         self.wire.disconnect();
+        let reset = self.calls.wait(self.device.reset());
         self.calls.clear();
-        // A device that has stopped has given everything up.
-        let _ = self.device.reset().wait();
+        reset
     }
 
     /// Serves what is started and enabled, as it is now.
@@ -120,15 +132,19 @@ impl<'a> Front<'a> {
         self.rekicked = false;
         let activation = self.activation(wanted).map_err(refuse)?;
         let served = match self.serving {
-            Serving::Halted(before) if before[0] == wanted[0] && self.rings[0].goes_on() => {
-                self.device.rewire(activation)
-            }
+            Serving::Halted(before) if before[0] == wanted[0] && self.goes_on() => self.device.rewire(activation),
             _ => self.begin(activation)?,
         };
-        served.wait().map_err(refuse)?.map_err(refuse)?;
+        self.calls.wait(served).map_err(refuse)?.map_err(refuse)?;
         self.wire.release();
-        self.serving = Serving::Yes(wanted);
+        (self.serving, self.served) = (Serving::Yes(wanted), self.features);
         Ok(())
+    }
+
+    /// Whether the driver that is to be served is the one of before. Not all front-ends tell of a guest's reset: QEMU's generic
+    /// device does not.
+    fn goes_on(&self) -> bool {
+        self.features == self.served && self.rings[0].goes_on(self.config_read)
     }
 
     /// What is to be served: nothing without queue 0.
@@ -166,7 +182,7 @@ impl<'a> Front<'a> {
     fn reset(&mut self) -> Result<()> {
         self.serving = Serving::No;
         self.wire.reset();
-        self.device.reset().wait().map_err(refuse)?;
+        self.calls.wait(self.device.reset()).map_err(refuse)?;
         self.wire.hold();
         Ok(())
     }
@@ -175,13 +191,13 @@ impl<'a> Front<'a> {
     fn halt(&mut self) -> Result<()> {
         let Serving::Yes(shapes) = self.serving else { return Ok(()) };
         self.wire.hold();
-        let Paused { control, cursor, .. } = self.device.halt(GRACE).wait().map_err(refuse)?;
+        let Paused { control, cursor, .. } = self.calls.wait(self.device.halt(GRACE)).map_err(refuse)?;
         for (ring, state) in self.rings.iter_mut().zip([control, cursor]) {
             if let Some(state) = state {
                 ring.halted(state.next_avail);
             }
         }
-        self.serving = Serving::Halted(shapes);
+        (self.serving, self.config_read) = (Serving::Halted(shapes), false);
         Ok(())
     }
 
@@ -255,6 +271,7 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
+        self.wire.memory_changes();
         let places = regions
             .iter()
             .map(|region| place(region.guest_phys_addr, region.memory_size, region.user_addr, region.mmap_offset));
@@ -272,10 +289,12 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
+        self.wire.memory_changes();
         let place = place(region.guest_phys_addr, region.memory_size, region.user_addr, region.mmap_offset);
         // A front-end that keeps the window's blobs in its table of memory gets into trouble when its guest is reset (QEMU
         // 11.1 dies). It needs them there for nothing, but takes no refusal before the queues are started.
-        if matches!(self.serving, Serving::Yes(_)) && self.wire.shows(file.as_fd()).map_err(refuse)? {
+        let refusable = self.answered && matches!(self.serving, Serving::Yes(_));
+        if refusable && self.wire.shows(file.as_fd()).map_err(refuse)? {
             self.goes_on = true;
             return Err(refuse("a blob in the window is no guest memory"));
         }
@@ -346,6 +365,7 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         if let Some(displays) = &self.displays {
             displays.refresh();
         }
+        self.config_read = true;
         let mut config = vec![0; size as usize];
         self.device.read_config(offset.into(), &mut config);
         Ok(config)
@@ -361,12 +381,18 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         // What is not answered is not known to be mapped.
         let needed = VhostUserProtocolFeatures::BACKEND_SEND_FD | VhostUserProtocolFeatures::REPLY_ACK;
         let shmem = acknowledged(VhostUserProtocolFeatures::SHMEM | needed);
+        let asks = Asks { shmem, config: acknowledged(VhostUserProtocolFeatures::CONFIG) };
         backend.set_reply_ack_flag(acknowledged(VhostUserProtocolFeatures::REPLY_ACK));
         backend.set_shmem_flag(shmem);
         let connected = match self.brought.take() {
-            Some(socket) => self.wire.connect(backend, socket, shmem).map_err(|error| error.to_string()),
+            Some(socket) => self.wire.connect(backend, socket, asks).map_err(|error| error.to_string()),
             None => Err("its socket came in pieces".to_owned()),
         };
+        match self.serving {
+            Serving::Yes(_) => self.wire.release(),
+            Serving::Halted(_) => self.wire.hold(),
+            Serving::No => {}
+        }
         if let Err(reason) = connected {
             self.failed = Some(format!("the front-end cannot be asked for anything: {reason}"));
         }
@@ -376,9 +402,9 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         let Some(socket) = self.brought.take() else { return Err(refuse("its socket came in pieces")) };
         let Some(displays) = self.settings.displays else { return Ok(()) };
         self.displays = None;
-        self.calls.has_displays(true);
         let started = FrontEndDisplays::start(socket, self.device.displays(), displays.scanouts, displays.dmabufs);
         self.displays = Some(started.map_err(refuse)?);
+        self.calls.has_displays(true);
         Ok(())
     }
 

@@ -28,6 +28,8 @@ pub(super) enum MemoryError {
     Overlap { region: Place, other: Place },
     #[error("{0} is one more than {MOST_REGIONS}")]
     TooMany(Place),
+    #[error("{region} ends behind its file's {len:#x} bytes")]
+    Short { region: Place, len: u64 },
     #[error("{region} cannot be mapped: {source}")]
     Map { region: Place, source: MmapRegionError },
     #[error("{region}: {source}")]
@@ -172,6 +174,11 @@ impl Drop for Regions {
 }
 
 fn map(region: Place, file: File) -> Result<Arc<GuestRegionMmap>, MemoryError> {
+    let metadata = file.metadata().map_err(|source| MemoryError::File { region, source })?;
+    // The first touch behind its end would be this process's end. What is no file has its own way to refuse.
+    if metadata.is_file() && metadata.len() < region.offset + region.len {
+        return Err(MemoryError::Short { region, len: metadata.len() });
+    }
     let mapped = MmapRegion::from_file(FileOffset::new(file, region.offset), region.len as usize);
     let mapped = mapped.map_err(|source| MemoryError::Map { region, source })?;
     GuestRegionMmap::new(mapped, GuestAddress(region.guest)).map(Arc::new).ok_or(MemoryError::Range(region))

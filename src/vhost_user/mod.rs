@@ -99,7 +99,7 @@ impl VhostUserServer {
     /// sent is closed and unmapped: another may come.
     ///
     /// # Errors
-    /// The front-end was cut off: it sent what makes no sense, or what cannot be served.
+    /// The front-end was cut off. After [`CutOff::Gone`] nobody is served any more.
     pub fn serve(&mut self, front_end: UnixStream) -> Result<(), CutOff> {
         connection::serve(&self.device, self.settings, &self.wire, &self.stopper, front_end)
     }

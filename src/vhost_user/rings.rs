@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
+use super::calls::expect_eventfd;
 use super::memory::Regions;
 use crate::device::{QUEUE_SIZES, QueueSetup};
 
@@ -87,7 +88,9 @@ impl Ring {
 
     /// Starts the queue.
     pub(super) fn set_kick(&mut self, index: usize, kick: Option<File>) -> Result<(), RingError> {
-        self.kick = Some(kick.ok_or(RingError::NoKick { index })?);
+        let kick = kick.ok_or(RingError::NoKick { index })?;
+        expect_eventfd(&kick).map_err(|source| RingError::Io { index, source })?;
+        self.kick = Some(kick);
         Ok(())
     }
 
@@ -106,9 +109,10 @@ impl Ring {
         self.base
     }
 
-    /// Whether a driver that goes on with this queue is the one of before. Another one begins at 0.
-    pub(super) fn goes_on(&self) -> bool {
-        !self.base_stated || self.base != 0 && self.stopped_at == Some(self.base)
+    /// Whether the driver that goes on with this queue is the one of before: another one begins at 0, where that one may stand, too,
+    /// and reads the configuration first, which the guest of a machine that stands still does not.
+    pub(super) fn goes_on(&self, config_read: bool) -> bool {
+        !self.base_stated || self.stopped_at == Some(self.base) && !(self.base == 0 && config_read)
     }
 
     /// What is to be served, where the queue is started and enabled.

@@ -40,7 +40,8 @@ impl SharedMemory for FrontEndWindow {
             Ok(answer) => {
                 let wire = Arc::clone(&self.wire);
                 Work::later(async move {
-                    let gone = |_| Err(io::Error::new(io::ErrorKind::NotConnected, "nobody is there to map it any more"));
+                    let gone =
+                        |_| Err(io::Error::new(io::ErrorKind::NotConnected, "nobody is there to map it any more"));
                     answer.await.unwrap_or_else(gone).map_err(|source| {
                         wire.shows_nothing(range);
                         PlaceError::Refused { source }

@@ -10,7 +10,9 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
 use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
@@ -19,6 +21,9 @@ use crate::protocol::features::SHM_ID_HOST_VISIBLE;
 
 /// `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`, version 1, no payload, no reply. The library has no call for it.
 const CONFIG_CHANGED: [u32; 3] = [2, 1, 0];
+
+/// A front-end that tells of its memory has done so by then.
+const EFFECT: Duration = Duration::from_millis(50);
 
 /// A file, whoever has it open.
 type FileId = (u64, u64);
@@ -60,6 +65,15 @@ struct Request {
     asker: Option<Asker>,
 }
 
+/// What the front-end has agreed to be asked for.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Asks {
+    /// To map blobs.
+    pub(super) shmem: bool,
+    /// To tell of a changed configuration.
+    pub(super) config: bool,
+}
+
 /// Whether requests go to the front-end.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -71,8 +85,25 @@ enum Flow {
     Free,
 }
 
+/// What has become of a MAP. The front-end may say that it is done a moment before it is (QEMU 11.1 does): a guest that has been
+/// told would read nothing there, and write to nowhere. What QEMU then tells of its memory comes when it is done.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// None is asked for.
+    #[default]
+    None,
+    Asked,
+    Answered,
+    Seen,
+}
+
 #[derive(Debug, Default)]
 struct State {
+    effect: Effect,
+    /// The front-end has told of its memory after a MAP.
+    told: bool,
+    /// It has not, and is not waited for again.
+    silent: bool,
     flow: Flow,
     queue: VecDeque<Request>,
     /// Of the request that the front-end has.
@@ -81,10 +112,11 @@ struct State {
     socket: Option<UnixStream>,
     /// How many front-ends there have been.
     count: u64,
-    /// The front-end maps blobs.
-    shmem: bool,
+    asks: Asks,
     /// The files in the region, by offset.
     shown: HashMap<u64, FileId>,
+    /// The file that the front-end is being asked to show, whether it is wanted any more or not.
+    passing: Option<FileId>,
 }
 
 /// The way to whatever front-end there is, and what it shows of the device's.
@@ -103,14 +135,20 @@ impl Wire {
     /// There is a front-end that can be asked, once it has a driver. `backend` speaks by `socket`.
     ///
     /// # Errors
-    /// The thread does not start, or no descriptor is left.
-    pub(super) fn connect(self: &Arc<Self>, backend: Backend, socket: UnixStream, shmem: bool) -> io::Result<()> {
-        self.disconnect();
+    /// It can be asked already, by another socket; the thread does not start; or no descriptor is left.
+    pub(super) fn connect(self: &Arc<Self>, backend: Backend, socket: UnixStream, asks: Asks) -> io::Result<()> {
+        // The library has no patience with one that does not wait.
+        socket.set_nonblocking(false)?;
         let (wire, sender) = (Arc::clone(self), socket.try_clone()?);
         let mut state = self.lock();
-        (state.socket, state.shmem) = (Some(socket), shmem);
+        if state.socket.is_some() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it has given a socket for that already"));
+        }
+        (state.socket, state.asks, state.silent, state.told) = (Some(socket), asks, false, false);
         let count = state.count;
-        std::thread::Builder::new().name("virtio-gpu-ask".into()).spawn(move || wire.ask_all(count, &backend, &sender))?;
+        std::thread::Builder::new()
+            .name("virtio-gpu-ask".into())
+            .spawn(move || wire.ask_all(count, &backend, &sender))?;
         Ok(())
     }
 
@@ -118,7 +156,7 @@ impl Wire {
     pub(super) fn disconnect(&self) {
         self.reset();
         let mut state = self.lock();
-        state.count += 1;
+        (state.count, state.passing) = (state.count + 1, None);
         if let Some(socket) = state.socket.take() {
             // One that is gone needs no farewell.
             let _ = socket.shutdown(Shutdown::Both);
@@ -149,7 +187,8 @@ impl Wire {
     /// Whether the file is one that the front-end was asked to show.
     pub(super) fn shows(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         let id = file_id(file)?;
-        Ok(self.lock().shown.values().any(|shown| *shown == id))
+        let state = self.lock();
+        Ok(state.passing == Some(id) || state.shown.values().any(|shown| *shown == id))
     }
 
     /// Asks for a range to show a file.
@@ -160,7 +199,7 @@ impl Wire {
         let (asker, answer) = oneshot::channel();
         let (id, file) = (file_id(file)?, file.try_clone_to_owned()?);
         let mut state = self.lock();
-        if state.socket.is_none() || !state.shmem || state.flow == Flow::Void {
+        if state.socket.is_none() || !state.asks.shmem || state.flow == Flow::Void {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "there is no front-end that maps blobs"));
         }
         state.shown.insert(range.offset, id);
@@ -186,8 +225,14 @@ impl Wire {
         self.lock().shown.remove(&range.offset);
     }
 
-    /// Asks the front-end to tell the driver that the configuration has changed.
+    /// Asks the front-end to tell the driver that the configuration has changed, once for all changes up to then.
     pub(super) fn config_changed(&self) {
+        let state = self.lock();
+        let waits = state.queue.iter().any(|request| matches!(request.what, What::ConfigChanged));
+        if waits || !state.asks.config {
+            return;
+        }
+        drop(state);
         self.push(Request { what: What::ConfigChanged, asker: None });
     }
 
@@ -205,18 +250,55 @@ impl Wire {
         while let Some(what) = self.next(count) {
             let result = ask(backend, socket, &what);
             let mut state = self.lock();
+            if result.is_ok() && state.effect != Effect::None {
+                state = self.take_effect(count, state);
+            }
             if state.count != count {
                 return;
             }
+            state.effect = Effect::None;
+            state.passing = None;
             match (state.asker.take(), what) {
                 // Whoever has given up waiting has done so by dropping all that he wanted.
                 (Some(asker), _) => drop(asker.send(result)),
                 // The guest was reset meanwhile: nobody wants it any more.
-                (None, What::Map { range, .. }) if result.is_ok() => {
+                (None, What::Map { range, file, .. }) if result.is_ok() => {
+                    state.passing = file_id(file.as_fd()).ok();
                     state.queue.push_front(Request { what: What::Unmap { range }, asker: None });
                 }
                 (None, _) => {}
             }
+        }
+    }
+
+    /// Waits until a MAP that has been answered is done.
+    fn take_effect<'a>(&'a self, count: u64, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let deadline = Instant::now() + EFFECT;
+        if state.effect == Effect::Asked {
+            state.effect = Effect::Answered;
+        }
+        while state.effect == Effect::Answered && state.count == count && state.flow == Flow::Free && !state.silent {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.silent = !state.told;
+                break;
+            }
+            state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state
+    }
+
+    /// The front-end tells of its memory.
+    pub(super) fn memory_changes(&self) {
+        let mut state = self.lock();
+        // What it tells before its answer to a MAP is of something else.
+        let answered = match state.effect {
+            Effect::Asked => state.socket.as_ref().is_some_and(is_readable),
+            effect => effect == Effect::Answered,
+        };
+        if answered {
+            (state.effect, state.told) = (Effect::Seen, true);
+            self.news.notify_all();
         }
     }
 
@@ -227,6 +309,10 @@ impl Wire {
             if state.flow == Flow::Free
                 && let Some(Request { what, asker }) = state.queue.pop_front()
             {
+                if let What::Map { range, .. } = &what {
+                    state.passing = state.shown.get(&range.offset).copied();
+                }
+                state.effect = if matches!(what, What::Map { .. }) { Effect::Asked } else { Effect::None };
                 state.asker = asker;
                 return Some(what);
             }
@@ -234,6 +320,11 @@ impl Wire {
         }
         None
     }
+}
+
+fn is_readable(socket: &UnixStream) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
 fn file_id(file: BorrowedFd<'_>) -> io::Result<FileId> {

@@ -23,6 +23,8 @@ pub(crate) struct Daemon {
     heard: Vec<String>,
     /// How many of the lines have been waited for.
     seen: usize,
+    /// How many files it had open when it began to listen.
+    files: usize,
     folder: TempDir,
 }
 
@@ -36,8 +38,9 @@ impl Daemon {
         let mut child = command.spawn().expect("the daemon");
         let (sender, lines) = channel();
         listen(child.stderr.take().expect("a pipe"), |line| line, sender);
-        let mut daemon = Self { child, lines, heard: Vec::new(), seen: 0, folder };
+        let mut daemon = Self { child, lines, heard: Vec::new(), seen: 0, files: 0, folder };
         daemon.says("listening on ");
+        daemon.files = daemon.open_files().len();
         daemon
     }
 
@@ -69,25 +72,29 @@ impl Daemon {
         }
     }
 
-    /// It runs, has complained of nothing, and holds no memory of a guest, open or mapped.
+    /// It runs, holds no memory of a guest, open or mapped, and has no more files open than before its first front-end.
     #[track_caller]
     pub(crate) fn expect_no_guest(&mut self) {
         let deadline = Instant::now() + DEADLINE;
         assert_eq!(self.child.try_wait().expect("a child"), None, "the daemon ended: {:#?}", self.heard);
-        while self.guest_memory() > 0 {
-            assert!(Instant::now() < deadline, "{} times it still has a guest's memory", self.guest_memory());
+        while self.guest_memory() > 0 || self.open_files().len() > self.files {
+            let files = self.open_files();
+            assert!(Instant::now() < deadline, "a guest's memory or one of these is left: {files:#?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
     /// How often it has a guest's memory open or mapped.
     pub(crate) fn guest_memory(&self) -> usize {
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let files = std::fs::read_dir(process.join("fd")).expect("a process that lives");
-        let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
-        let open = links.filter(|link| link.to_string_lossy().starts_with(GUEST_MEMORY)).count();
-        let maps = std::fs::read_to_string(process.join("maps")).expect("a process that lives");
+        let open = self.open_files().iter().filter(|file| file.starts_with(GUEST_MEMORY)).count();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).expect("a process that lives");
         open + maps.lines().filter(|line| line.contains(GUEST_MEMORY)).count()
+    }
+
+    fn open_files(&self) -> Vec<String> {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a process that lives");
+        let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        links.map(|link| link.to_string_lossy().into_owned()).collect()
     }
 
     /// Ends it as it stands.

@@ -2,10 +2,12 @@
 //! stood still and after its guest started anew.
 
 use serde_json::json;
+use vmm_sys_util::tempdir::TempDir;
 
 use crate::daemon::{Daemon, say};
 use crate::machine::{Device, Machine};
 use crate::pattern::pixel;
+use crate::picture::{Picture, wait_for};
 
 /// Of no default, so that it can come from the machine's own screen alone.
 const SIZE: (u32, u32) = (1152, 864);
@@ -15,6 +17,9 @@ const PART: (u32, u32) = (37, 21);
 const CONSOLE: &str = "echo 0 >/sys/class/graphics/fbcon/cursor_blink; printf '\\033[?25l' >/dev/tty1; \
     for line in $(seq 30); do echo \"Line $line of what a kernel's console shows, and of no picture.\" >/dev/tty1; done; \
     lab-guest console";
+/// The driver lets go of the device and takes it again.
+const REBIND: &str = "cd /sys/bus/virtio/drivers/virtio_gpu && name=$(echo virtio*) && echo $name >unbind && \
+    [ ! -e /dev/dri/card0 ] && echo $name >bind && [ -e /dev/dri/card0 ]";
 
 /// The guest's program that draws what it is told.
 pub(crate) struct Painter<'a> {
@@ -107,14 +112,17 @@ fn expect_all_of_it(device: Device) {
     machine.qmp().run("cont", json!({}));
     let pictures = expect_pictures(&mut machine, 20);
     say(&format!("{device} after=stop,cont {pictures}"));
+    machine.run(REBIND);
+    let pictures = expect_pictures(&mut machine, 30);
+    say(&format!("{device} after=rebind {pictures}"));
     machine.expect_no_complaints();
 
     machine.reboot();
     let lit = expect_console(&mut machine);
-    let pictures = expect_pictures(&mut machine, 30);
+    let pictures = expect_pictures(&mut machine, 40);
     say(&format!("{device} after=reboot console lit={lit} {pictures}"));
     machine.reset();
-    let pictures = expect_pictures(&mut machine, 40);
+    let pictures = expect_pictures(&mut machine, 50);
     say(&format!("{device} after=reset {pictures}"));
     machine.expect_no_complaints();
 
@@ -132,4 +140,29 @@ fn what_a_guest_draws_is_never_shown_otherwise_by_qemu_10() {
 #[test]
 fn what_a_guest_draws_is_never_shown_otherwise_by_qemu_11() {
     expect_all_of_it(Device::Screen11(SIZE.0, SIZE.1));
+}
+
+#[test]
+fn a_screen_of_the_daemons_own_never_shows_anything_else() {
+    let shots = TempDir::new().expect("a temporary folder");
+    let shown = format!("png:{}", shots.as_path().display());
+    let (width, height) = SIZE;
+    let daemon = Daemon::start(&["--display", &shown, "--size", &format!("{width}x{height}")]);
+    let mut machine = Machine::start(Device::Window11, &daemon);
+    let (mut painter, screen) = Painter::start(&mut machine);
+    assert!(screen.contains(&format!(" preferred={width}x{height} ")), "{screen}");
+    let file = shots.as_path().join("scanout-0.png");
+    let mut wrong = 0;
+    for (order, seed) in [("draw", 60), ("dirty", 61), ("flip", 62)] {
+        painter.order(&format!("{order} 0 {seed}"));
+        let good = |picture: &Picture| picture.wrong(SIZE, |x, y| pixel(seed, x, y)) == 0;
+        let (picture, comes) = wait_for(|| Picture::read_png(&file), good);
+        assert!(comes, "{order}: the screen is {:?}", picture.size);
+        wrong += picture.wrong(SIZE, |x, y| pixel(seed, x, y));
+    }
+    painter.quit();
+    machine.expect_no_complaints();
+    machine.quit();
+    daemon.end();
+    say(&format!("{} display=png pictures=3 size={width}x{height} wrong={wrong}", Device::Window11));
 }

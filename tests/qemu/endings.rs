@@ -73,7 +73,7 @@ fn a_qemu_whose_daemon_was_killed_never_hangs_with_blobs() {
 }
 
 #[test]
-fn a_qemu_whose_daemon_was_killed_never_hangs_with_a_screen() {
+fn a_qemu_whose_daemon_was_ended_never_hangs_with_a_screen() {
     for device in [Device::Screen10(SIZE.0, SIZE.1), Device::Screen11(SIZE.0, SIZE.1)] {
         let mut daemon = Daemon::start(&[]);
         let mut machine = Machine::start(device, &daemon);
@@ -81,7 +81,39 @@ fn a_qemu_whose_daemon_was_killed_never_hangs_with_a_screen() {
         painter.order("draw 0 5");
         painter.machine.tell("flip 0 6");
         let from = Instant::now();
-        daemon.kill();
+        // One as it stands, the other in order.
+        match device {
+            Device::Screen11(..) => daemon.end(),
+            _ => daemon.kill(),
+        }
         expect_no_hang(machine, device, from);
     }
+}
+
+#[test]
+fn a_second_qemu_never_disturbs_the_first() {
+    let service = HostService::listen();
+    let mut daemon = daemon(&service);
+    let mut first = Machine::start(Device::Window11, &daemon);
+    daemon.says("a front-end connected");
+    let socket = daemon.socket();
+    let second = std::thread::spawn(move || Machine::start_at(Device::Screen10(SIZE.0, SIZE.1), &socket));
+    let mut guest = turns(&mut first, &service);
+    for _ in 0..8 {
+        guest.take(buffers(LIVE, LEN));
+        guest.release();
+    }
+    assert_eq!(guest.quit(), (0, 0), "beside one that waits");
+    first.says("guest: turns mapped=");
+    assert!(!second.is_finished(), "two front-ends have one device");
+    first.quit();
+    daemon.says("the front-end left");
+    daemon.says("a front-end connected");
+    let mut second = second.join().expect("a machine");
+    let (mut painter, _) = Painter::start(&mut second);
+    let wrong = painter.expect("draw 0 7", SIZE, |x, y| pixel(7, x, y));
+    painter.quit();
+    second.quit();
+    say(&format!("front_ends=2 at_once=1 bad=0 wrong={wrong}"));
+    daemon.end();
 }

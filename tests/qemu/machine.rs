@@ -12,7 +12,7 @@ use serde_json::json;
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::daemon::{Daemon, listen};
-use crate::picture::Picture;
+use crate::picture::{Picture, wait_for};
 use crate::qmp::Qmp;
 
 /// No guest takes longer for anything; an emulated one boots in some ten seconds on an idle machine.
@@ -124,9 +124,14 @@ fn command(device: Device, socket: &Path, monitor: &Path) -> Command {
 impl Machine {
     /// Starts one at this daemon, and waits until the guest is up.
     pub(crate) fn start(device: Device, daemon: &Daemon) -> Self {
+        Self::start_at(device, &daemon.socket())
+    }
+
+    /// The same, by the daemon's socket.
+    pub(crate) fn start_at(device: Device, socket: &Path) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let monitor = folder.as_path().join("qmp");
-        let mut child = command(device, &daemon.socket(), &monitor).spawn().expect("QEMU");
+        let mut child = command(device, socket, &monitor).spawn().expect("QEMU");
         let (sender, lines) = channel();
         listen(child.stdout.take().expect("a pipe"), Line::Console, sender.clone());
         listen(child.stderr.take().expect("a pipe"), Line::Qemu, sender);
@@ -210,15 +215,7 @@ impl Machine {
     /// Waits for a picture that is as it must be; answers with the last one, and whether it was.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, good: impl Fn(&Picture) -> bool) -> (Picture, bool) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let picture = self.picture();
-            match good(&picture) {
-                true => return (picture, true),
-                false if Instant::now() > deadline => return (picture, false),
-                false => std::thread::sleep(Duration::from_millis(50)),
-            }
-        }
+        wait_for(|| self.picture(), good)
     }
 
     /// The guest's kernel has complained of nothing but that a processor stood still for long, which is said of this machine's load.

@@ -1,6 +1,27 @@
-//! A guest's screen as QEMU writes it to a file.
+//! A guest's screen as QEMU or the daemon writes it to a file.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use png::{Decoder, Transformations};
+
+/// A picture that has not come by then does not come.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits for a picture that is as it must be; answers with the last one, and whether it was.
+pub(crate) fn wait_for(mut look: impl FnMut() -> Picture, good: impl Fn(&Picture) -> bool) -> (Picture, bool) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let picture = look();
+        match good(&picture) {
+            true => return (picture, true),
+            false if Instant::now() > deadline => return (picture, false),
+            false => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
 
 /// Pixels of a screen, as XRGB with X being 0.
 #[derive(PartialEq)]
@@ -27,6 +48,21 @@ impl Picture {
             rest.chunks_exact(3).map(|rgb| u32::from_be_bytes([0, rgb[0], rgb[1], rgb[2]])).collect();
         assert_eq!(pixels.len(), width as usize * height as usize, "a whole picture");
         Self { size: (width, height), pixels }
+    }
+
+    /// Reads a file of the daemon's, which replaces it as a whole.
+    pub(crate) fn read_png(path: &Path) -> Self {
+        let none = Self { size: (0, 0), pixels: Vec::new() };
+        let Ok(file) = File::open(path) else { return none };
+        let mut decoder = Decoder::new(BufReader::new(file));
+        decoder.set_transformations(Transformations::IDENTITY);
+        let mut reader = decoder.read_info().expect("a whole PNG file");
+        let mut bytes = vec![0; reader.output_buffer_size().expect("a picture that fits into memory")];
+        let info = reader.next_frame(&mut bytes).expect("a whole picture");
+        let samples = info.color_type.samples();
+        let pixels = bytes[..info.buffer_size()].chunks(samples);
+        let pixels = pixels.map(|rgb| u32::from_be_bytes([0, rgb[0], rgb[1], rgb[2]])).collect();
+        Self { size: (info.width, info.height), pixels }
     }
 
     /// How many pixels are others than these, all of them where the size is another one.

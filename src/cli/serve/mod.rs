@@ -6,11 +6,12 @@ mod socket;
 
 use std::os::unix::net::UnixStream;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use virtio_gpu_uring::sandbox::Sandbox;
 use virtio_gpu_uring::{
-    Builder, Monitor, NullDisplay, PngDisplay, RutabagaRenderer, VhostUserServer, VhostUserSettings,
+    Builder, CutOff, Monitor, NullDisplay, PngDisplay, RutabagaRenderer, VhostUserServer, VhostUserSettings,
 };
 
 pub(super) use arguments::ServeArguments;
@@ -29,6 +30,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
         return Ok(());
     }
     log_to_stderr(Some("virtio_gpu_uring=warn"))?;
+    raise_descriptors();
     let front_ends = FrontEnds::open(arguments.socket.as_deref(), arguments.fd)?;
     // Files are closed thread by thread: before there is another one.
     let sandbox = if arguments.no_sandbox {
@@ -44,27 +46,41 @@ pub(super) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     }
     say(&format!("listening on {front_ends}"));
     while let Some(front_end) = front_ends.next().map_err(Failure::broken_off)? {
-        serve_one(&mut server, front_end);
+        serve_one(&mut server, front_end)?;
     }
     Ok(())
 }
 
-fn serve_one(server: &mut VhostUserServer, front_end: UnixStream) {
+/// Takes as many descriptors as this process may have: a guest's blobs, its memory's regions and its channels are one each.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where that is not possible, the device says so when it has none left.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+fn serve_one(server: &mut VhostUserServer, front_end: UnixStream) -> Result<(), Failure> {
     say("a front-end connected");
     match server.serve(front_end) {
         Ok(()) => say("the front-end left"),
+        Err(CutOff::Gone(gone)) => return Err(Failure::broken_off(gone)),
         Err(cut_off) => say(&format!("the front-end was cut off: {cut_off}")),
     }
+    Ok(())
 }
 
-/// Lets SIGTERM and SIGINT end this process as its own end would.
+/// Lets SIGTERM and SIGINT end this process as its own end would; a second one ends it at once.
 fn end_by_signal(server: &VhostUserServer, front_ends: &FrontEnds) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::unusable)?;
     let (stopper, closer) = (server.stopper(), front_ends.closer().map_err(Failure::unusable)?);
     let wait = move || {
-        if signals.forever().next().is_some() {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
             closer.close();
             stopper.stop();
+        }
+        // Whatever the end is waiting for.
+        if signals.next().is_some() {
+            std::process::exit(1);
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(Failure::unusable)?;

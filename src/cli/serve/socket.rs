@@ -9,11 +9,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 use virtio_gpu_uring::inherited_descriptor;
 
-use super::Failure;
+use super::{Failure, say};
+
+/// Before a front-end is accepted that could not be.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Front-ends to come.
 pub(super) struct FrontEnds {
@@ -91,6 +96,10 @@ impl FrontEnds {
                     _ if is_closed() => return Ok(None),
                     Ok((front_end, _)) => return Ok(Some(front_end)),
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) if is_want(&error) => {
+                        say(&format!("a front-end has to wait: {error}"));
+                        std::thread::sleep(PAUSE);
+                    }
                     Err(error) => return Err(error),
                 }
             },
@@ -116,6 +125,12 @@ impl fmt::Display for FrontEnds {
     }
 }
 
+/// Whether something was wanting that may be there again soon: descriptors, memory.
+fn is_want(error: &io::Error) -> bool {
+    let want = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|number| want.iter().any(|want| want.raw_os_error() == number))
+}
+
 /// Listens at a path, in place of a socket that nobody listens on any more.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
@@ -127,6 +142,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 
 fn inherited(fd: i32) -> io::Result<Source> {
     let socket: OwnedFd = inherited_descriptor(fd)?;
+    rustix::io::ioctl_fionbio(&socket, false)?;
     Ok(if socket_acceptconn(&socket)? {
         Source::Listener { listener: socket.into(), _file: None }
     } else {

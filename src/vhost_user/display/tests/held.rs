@@ -87,7 +87,9 @@ fn no_question_waits_for_a_front_end_that_has_gone_and_no_reset_for_one_that_has
     assert_eq!(desk.info(0), [0; 6]);
 
     let mut desk = Desk::patient(patience, 1);
-    let _unanswered = desk.guest.submit(&Request::display_info());
+    let unanswered = desk.guest.submit(&Request::display_info());
+    desk.guest.command(&Request::capset_info(0)).ok();
+    assert!(!desk.guest.has_answer(&unanswered));
     desk.guest.reset();
     desk.guest.activate();
     // The next driver waits for the same.
