@@ -49,9 +49,9 @@ pub mod protocol;
 mod queue;
 mod renderer;
 mod resource;
-mod seams;
 #[cfg(feature = "vhost-user")]
 pub mod sandbox;
+mod seams;
 #[cfg(feature = "sources")]
 pub mod sources;
 mod sys;
