@@ -7,7 +7,7 @@ use std::io::{self, Read as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,6 +103,8 @@ fn nothing_of_the_host_is_left(folder: &Path) {
     forbidden("TCP", TcpStream::connect("127.0.0.1:1"));
     forbidden("a TCP service", TcpListener::bind("127.0.0.1:0"));
     forbidden("UDP", UdpSocket::bind("127.0.0.1:0"));
+    forbidden("a datagram to a socket with a path", UnixDatagram::unbound());
+    forbidden("the same from a pair", UnixDatagram::pair());
     let netlink = rustix::net::AddressFamily::NETLINK;
     forbidden("netlink", rustix::net::socket(netlink, rustix::net::SocketType::RAW, None).map_err(io::Error::from));
     forbidden("a program in this place", Err::<(), _>(Command::new("/bin/true").exec()));
@@ -198,6 +200,7 @@ fn a_buffer_of_a_host_service_is_never_kept_from_the_guest() {
             refused(path, File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path));
         }
         forbidden("TCP", TcpStream::connect("127.0.0.1:1"));
+        forbidden("a datagram to another service", UnixDatagram::unbound());
         let path = service.path().to_owned();
         drop(service);
         assert!(!path.exists(), "a socket that is to be removed stays");

@@ -348,11 +348,23 @@ mod tests {
 
     #[test]
     fn rings_that_are_made_at_the_same_time_are_never_taken_for_each_other() {
-        let make = || {
-            let opened = runtime().expect("a runtime").block_on(tokio_uring::fs::File::open("/proc/self/status"));
-            assert_eq!(opened.expect_err("opened").raw_os_error(), Some(libc::EACCES));
+        let together = std::sync::Barrier::new(8);
+        let is_refused = || {
+            let opened = runtime().map(|runtime| runtime.block_on(tokio_uring::fs::File::open("/proc/self/status")));
+            opened.is_ok_and(|opened| opened.is_err_and(|error| error.raw_os_error() == Some(libc::EACCES)))
         };
-        std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(make))));
+        let make = || {
+            let rounds = (0..16).map(|_| {
+                together.wait();
+                is_refused()
+            });
+            rounds.filter(|refused| *refused).count()
+        };
+        let counts = std::thread::scope(|scope| {
+            let threads = [(); 8].map(|()| scope.spawn(make));
+            threads.map(|thread| thread.join().expect("no panic"))
+        });
+        assert_eq!(counts, [16; 8]);
     }
 
     #[test]
