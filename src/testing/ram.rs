@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, Permissions};
 
 /// Every allocation starts at a multiple of this and occupies whole multiples of it: the
 /// alignment of a descriptor table, the strictest of the split ring (virtio 1.4, 2.7).
@@ -44,6 +44,15 @@ impl GuestRam {
         let memory = GuestMemoryMmap::from_ranges(&ranges)
             .unwrap_or_else(|error| panic!("no guest RAM of {regions:x?}: {error}"));
         Self { memory: Arc::new(memory), free: Arc::new(Mutex::new(FreeRanges::new(regions))) }
+    }
+
+    /// Memory that the caller has mapped: of files, where a device in another process is to see it.
+    #[must_use]
+    pub fn over(memory: GuestMemoryMmap) -> Self {
+        let regions: Vec<_> = vm_memory::GuestMemoryBackend::iter(&memory)
+            .map(|region| (region.start_addr().raw_value(), region.size()))
+            .collect();
+        Self { memory: Arc::new(memory), free: Arc::new(Mutex::new(FreeRanges::new(&regions))) }
     }
 
     /// The memory itself, for `vm_memory::Bytes`.
