@@ -271,7 +271,7 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        self.wire.memory_changes();
+        self.wire.memory_changes(files.iter().map(AsFd::as_fd));
         let places = regions
             .iter()
             .map(|region| place(region.guest_phys_addr, region.memory_size, region.user_addr, region.mmap_offset));
@@ -289,7 +289,7 @@ impl VhostUserBackendReqHandlerMut for Front<'_> {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
-        self.wire.memory_changes();
+        self.wire.memory_changes(std::iter::once(file.as_fd()));
         let place = place(region.guest_phys_addr, region.memory_size, region.user_addr, region.mmap_offset);
         // A front-end that keeps the window's blobs in its table of memory gets into trouble when its guest is reset (QEMU
         // 11.1 dies). It needs them there for nothing, but takes no refusal before the queues are started.

@@ -24,6 +24,8 @@ const CONFIG_CHANGED: [u32; 3] = [2, 1, 0];
 
 /// A front-end that tells of its memory has done so by then.
 const EFFECT: Duration = Duration::from_millis(50);
+/// One that has not, so many times in a row, is not waited for any more.
+const MOST_UNTOLD: u32 = 4;
 
 /// A file, whoever has it open.
 type FileId = (u64, u64);
@@ -100,10 +102,8 @@ enum Effect {
 #[derive(Debug, Default)]
 struct State {
     effect: Effect,
-    /// The front-end has told of its memory after a MAP.
-    told: bool,
-    /// It has not, and is not waited for again.
-    silent: bool,
+    /// How many MAPs in a row the front-end has not told of its memory after.
+    untold: u32,
     flow: Flow,
     queue: VecDeque<Request>,
     /// Of the request that the front-end has.
@@ -144,7 +144,7 @@ impl Wire {
         if state.socket.is_some() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it has given a socket for that already"));
         }
-        (state.socket, state.asks, state.silent, state.told) = (Some(socket), asks, false, false);
+        (state.socket, state.asks, state.untold) = (Some(socket), asks, 0);
         let count = state.count;
         std::thread::Builder::new()
             .name("virtio-gpu-ask".into())
@@ -277,10 +277,11 @@ impl Wire {
         if state.effect == Effect::Asked {
             state.effect = Effect::Answered;
         }
-        while state.effect == Effect::Answered && state.count == count && state.flow == Flow::Free && !state.silent {
+        let is_patient = |state: &State| state.count == count && state.flow == Flow::Free && state.untold < MOST_UNTOLD;
+        while state.effect == Effect::Answered && is_patient(&state) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                state.silent = !state.told;
+                state.untold += 1;
                 break;
             }
             state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -288,16 +289,21 @@ impl Wire {
         state
     }
 
-    /// The front-end tells of its memory.
-    pub(super) fn memory_changes(&self) {
+    /// The front-end tells of its memory, of these files among others.
+    pub(super) fn memory_changes<'a>(&self, mut files: impl Iterator<Item = BorrowedFd<'a>>) {
         let mut state = self.lock();
-        // What it tells before its answer to a MAP is of something else.
+        // What it tells before its answer to a MAP is of something else, unless it is of that file: the answer may have been read
+        // already.
+        let passing = state.passing;
         let answered = match state.effect {
-            Effect::Asked => state.socket.as_ref().is_some_and(is_readable),
+            Effect::Asked => {
+                files.any(|file| passing.is_some() && file_id(file).ok() == passing)
+                    || state.socket.as_ref().is_some_and(is_readable)
+            }
             effect => effect == Effect::Answered,
         };
         if answered {
-            (state.effect, state.told) = (Effect::Seen, true);
+            (state.effect, state.untold) = (Effect::Seen, 0);
             self.news.notify_all();
         }
     }
