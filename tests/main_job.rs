@@ -1,26 +1,15 @@
 //! The main job as its users meet it: the program is run, and what it prints, writes and returns is looked at.
 #![cfg(feature = "cli")]
 
+mod program;
+
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-/// Runs the program to its end, with this machine's logging settings out of the way.
-fn run(arguments: &[&str]) -> Output {
-    program(arguments).output().expect("the program runs")
-}
-
-fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_virtio-gpu-uring"));
-    command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("text")
-}
+use program::{assert_refused, program, run, text};
 
 /// Runs the program with `--json`, which must succeed, and parses its only line.
 fn account(arguments: &[&str]) -> Value {
@@ -30,17 +19,6 @@ fn account(arguments: &[&str]) -> Value {
     let line = text(&output.stdout).strip_suffix('\n').expect("a whole line");
     assert!(!line.contains('\n'), "more than one line: {line}");
     serde_json::from_str(line).expect("JSON")
-}
-
-/// Status 2, one line on stderr that says `why`, nothing on stdout.
-#[track_caller]
-fn assert_refused(arguments: &[&str], why: &str) {
-    let output = run(arguments);
-    let reason = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {reason}");
-    assert_eq!(text(&output.stdout), "", "{arguments:?}");
-    assert!(reason.ends_with('\n') && reason.lines().count() == 1, "{arguments:?}: {reason:?}");
-    assert!(reason.starts_with("virtio-gpu-uring: ") && reason.contains(why), "{arguments:?}: {reason:?}");
 }
 
 /// A file of this test's own in the temporary folder, removed on drop.

@@ -1,6 +1,8 @@
 //! The back-end as a program: its arguments, its socket, and its end.
 #![cfg(all(feature = "cli", feature = "vhost-user"))]
 
+mod program;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,32 +14,23 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use program::text;
+
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_virtio-gpu-uring"));
-    command.arg("serve").args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
-    command
+/// `serve` with these arguments.
+fn serve(arguments: &[&str]) -> Command {
+    program::program(&[&["serve"], arguments].concat())
 }
 
 fn run(arguments: &[&str]) -> Output {
-    program(arguments).output().expect("the program runs")
+    program::run(&[&["serve"], arguments].concat())
 }
 
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("text")
-}
-
-/// Status 2, one line on stderr that says `why`, nothing on stdout.
 #[track_caller]
 fn assert_refused(arguments: &[&str], why: &str) {
-    let output = run(arguments);
-    let reason = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {reason}");
-    assert_eq!(text(&output.stdout), "", "{arguments:?}");
-    assert!(reason.ends_with('\n') && reason.lines().count() == 1, "{arguments:?}: {reason:?}");
-    assert!(reason.starts_with("virtio-gpu-uring: ") && reason.contains(why), "{arguments:?}: {reason:?}");
+    program::assert_refused(&[&["serve"], arguments].concat(), why);
 }
 
 /// A folder of this test's own, removed on drop.
@@ -71,7 +64,7 @@ impl Daemon {
     /// Started, and listening.
     #[track_caller]
     fn start(arguments: &[&str]) -> Self {
-        let mut child = program(arguments).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program");
+        let mut child = serve(arguments).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program");
         let lines = BufReader::new(child.stderr.take().expect("a pipe"));
         let mut daemon = Self { child, lines };
         daemon.says("virtio-gpu-uring: listening on ");

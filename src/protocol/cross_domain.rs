@@ -85,6 +85,25 @@ impl ChannelType {
     pub const X11: Self = Self(0x11);
 }
 
+/// A word that names no type of channel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no type of channel: wayland, camera, pipewire or x11")]
+pub struct UnknownChannelType(String);
+
+impl std::str::FromStr for ChannelType {
+    type Err = UnknownChannelType;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "wayland" => Ok(Self::WAYLAND),
+            "camera" => Ok(Self::CAMERA),
+            "pipewire" => Ok(Self::PIPEWIRE),
+            "x11" => Ok(Self::X11),
+            _ => Err(UnknownChannelType(name.to_owned())),
+        }
+    }
+}
+
 wire! {
     /// `struct CrossDomainCapabilities`, the capability set's data.
     16 Capabilities {

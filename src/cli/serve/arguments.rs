@@ -179,13 +179,7 @@ fn size(text: &str) -> Result<(u32, u32), &'static str> {
 
 fn host_socket(text: &str) -> Result<(ChannelType, PathBuf), String> {
     let (name, path) = text.split_once('=').ok_or("a socket is written as TYPE=PATH")?;
-    let channel_type = match name {
-        "wayland" => ChannelType::WAYLAND,
-        "camera" => ChannelType::CAMERA,
-        "pipewire" => ChannelType::PIPEWIRE,
-        "x11" => ChannelType::X11,
-        _ => return Err(format!("{name:?} is no type of channel: wayland, camera, pipewire or x11")),
-    };
+    let channel_type = name.parse::<ChannelType>().map_err(|unknown| unknown.to_string())?;
     Ok((channel_type, path.into()))
 }
 
