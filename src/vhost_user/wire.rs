@@ -176,6 +176,7 @@ impl Wire {
     /// Requests wait from now on.
     pub(super) fn hold(&self) {
         self.lock().flow = Flow::Held;
+        self.news.notify_all();
     }
 
     /// A driver is up: requests are sent.

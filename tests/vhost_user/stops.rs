@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use virtio_gpu_uring::protocol::features::{BLOB_ALIGNMENT, RESOURCE_BLOB};
 use virtio_gpu_uring::protocol::wire::response_type::ERR_INVALID_RESOURCE_ID;
+use virtio_gpu_uring::testing::census::{fds_named, maps_named};
 use virtio_gpu_uring::testing::{HostPeer, Request};
 
 use crate::front_end::{ALL_PROTOCOL, Asked, request, words};
@@ -116,10 +117,12 @@ fn a_front_end_is_never_asked_for_anything_while_it_has_stopped() {
     let bases = machine.stop();
     let unmap = machine.submit(&Request::unmap(7));
     machine.asks.answer(&asked, 0);
-    for _ in 0..200 {
+    // Longer than the device waits for what a front-end tells of its memory after a MAP.
+    let from = Instant::now();
+    while from.elapsed() < Duration::from_millis(200) {
         machine.config(64, 4);
+        assert!(!machine.asks.is_ready(), "asked while it stands still");
     }
-    assert!(!machine.asks.is_ready(), "asked while it stands still");
     machine.go_on(bases);
     let mut asked = [(); 2].map(|()| {
         let asked = machine.asks.next();
@@ -155,6 +158,30 @@ fn a_reset_machine_never_meets_what_its_last_driver_made() {
         assert!(!machine.asks.is_ready(), "a front-end that has forgotten by itself was asked to");
         machine.leave();
     }
+}
+
+#[test]
+fn a_reset_is_never_put_off_until_the_next_driver() {
+    let mut machine = Machine::boot(Host::new());
+    let (channel, peer) = machine.open_channel(1, 1);
+    let (file, name) = memfd(2 * PAGE);
+    machine.blob(7, &channel, &peer, &file, 2 * PAGE);
+    machine.map(7, 0);
+    drop(file);
+    let outstanding = machine.submit(&channel.poll());
+    machine.settle();
+    // With rings that run, as at a machine's power-on.
+    machine.front.tell(request::RESET_DEVICE, &[], &[]);
+    assert_eq!((fds_named(&name), maps_named(&name)), (0, 0), "the blob is kept");
+    assert!(peer.receive(1).0.is_empty(), "the channel is kept");
+    let late = machine.submit(&Request::display_info());
+    machine.config(64, 4);
+    assert!(!machine.has_answer(&outstanding) && !machine.has_answer(&late), "answered by a device that was reset");
+    assert!(!machine.asks.is_ready(), "a front-end that has forgotten by itself was asked to");
+    machine.reset_driver();
+    machine.go_on([0, 0]);
+    machine.settle();
+    machine.leave();
 }
 
 #[test]
